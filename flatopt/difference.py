@@ -1,0 +1,121 @@
+"""Estimators of the Hessian-gradient product H g: forward, central, exact."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+class Difference(Protocol):
+    """At which points gradients are taken, and how they combine into a multiple of H g.
+
+    ``points`` are the shifts, in units of eps*g, one further backward pass each. ``combine`` gets
+    g1 and one list of gradients per point (float32 or wider), may overwrite the last list, and
+    returns ``(d, scale)`` with ``H g = scale * d``.
+    """
+
+    points: tuple[float, ...]
+
+    def combine(
+        self, g1: Sequence[Tensor], grads: Sequence[list[Tensor]], eps: float
+    ) -> tuple[list[Tensor], float]: ...
+
+
+class Forward:
+    """(grad L(theta + eps g) - g) / eps. One extra pass; error eps/2 * D3L[g,g]."""
+
+    points = (1.0,)
+
+    def combine(
+        self, g1: Sequence[Tensor], grads: Sequence[list[Tensor]], eps: float
+    ) -> tuple[list[Tensor], float]:
+        (g2,) = grads
+        for a, b in zip(g2, g1, strict=True):
+            a.sub_(b)
+        return g2, 1.0 / eps
+
+
+class Central:
+    """(grad L(theta + eps g) - grad L(theta - eps g)) / 2 eps. Two extra passes; error eps^2/6."""
+
+    points = (1.0, -1.0)
+
+    def combine(
+        self, g1: Sequence[Tensor], grads: Sequence[list[Tensor]], eps: float
+    ) -> tuple[list[Tensor], float]:
+        ahead, behind = grads
+        for a, b in zip(ahead, behind, strict=True):
+            torch.sub(a, b, out=b)
+        return behind, 0.5 / eps
+
+
+class Exact:
+    """H g by a second backward through the first: the oracle. About twice the cost of Forward.
+
+    The extra pass runs at theta itself, with a graph (`differentiable`), and is differentiated
+    along g1 by `product`.
+    """
+
+    points = (0.0,)
+
+    def combine(
+        self, g1: Sequence[Tensor], grads: Sequence[list[Tensor]], eps: float
+    ) -> tuple[list[Tensor], float]:
+        return grads[0], 1.0
+
+
+DIFFERENCES: dict[str, type[Difference]] = {"forward": Forward, "central": Central, "exact": Exact}
+
+
+@contextmanager
+def differentiable() -> Iterator[None]:
+    """Inside, every ``backward()`` keeps the graph of the gradients it leaves in ``.grad``.
+
+    So a user's own training code, which calls ``loss.backward()``, can be differentiated twice.
+    Attention takes its plain mathematical form, because fused kernels have no second derivative.
+    """
+    original = torch.autograd.backward
+
+    def backward(tensors, grad_tensors=None, retain_graph=None, create_graph=False, *rest, **named):
+        # The cycle that torch warns of (a parameter holds its .grad, whose graph holds the
+        # parameter) is broken by the optimizer, which replaces .grad.
+        import warnings
+
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*create_graph=True.*")
+            return original(tensors, grad_tensors, True, True, *rest, **named)
+
+    torch.autograd.backward = backward  # type: ignore[assignment]
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.autograd.backward = original  # type: ignore[assignment]
+
+
+def product(params: Sequence[Tensor], direction: Sequence[Tensor]) -> list[Tensor]:
+    """H v from gradients that `differentiable` left in ``.grad``; zeros where L is linear.
+
+    Args:
+        params: leaf tensors whose ``.grad`` has a graph; direction: v, of the same shapes.
+
+    Returns:
+        H v, one detached tensor per parameter, float32 or wider where ``direction`` is.
+    """
+    pairs = [
+        (p.grad, v.to(p.grad.dtype))
+        for p, v in zip(params, direction, strict=True)
+        if p.grad is not None and p.grad.requires_grad
+    ]
+    if not pairs:
+        return [torch.zeros_like(v) for v in direction]
+    products = torch.autograd.grad(
+        [g for g, _ in pairs], list(params), [v for _, v in pairs], allow_unused=True
+    )
+    return [
+        torch.zeros_like(v) if h is None else h.detach().to(v.dtype)
+        for h, v in zip(products, direction, strict=True)
+    ]

@@ -1,0 +1,170 @@
+"""Shift lists of parameters and restore them bit for bit; norms; shared random numbers."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LOW_PRECISION = (torch.bfloat16, torch.float16)
+
+# Step length ||theta' - theta|| / ||theta|| at which the forward difference is most accurate, by
+# the precision in which the gradients are computed (docs/numerics.md). A shorter step drowns in
+# rounding, a longer one in the third derivative.
+DEFAULT_RADIUS = {torch.float64: 1e-7, torch.float32: 1e-5, torch.bfloat16: 3e-4}
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which gradients of that dtype are kept and combined: at least float32."""
+    return torch.float32 if dtype in LOW_PRECISION else dtype
+
+
+def _plain(tensors: Sequence[Tensor]) -> bool:
+    """True where torch's multi-tensor kernels are safe: no tensor subclass such as DTensor."""
+    return all(type(t) in (Tensor, torch.nn.Parameter) for t in tensors)
+
+
+def _local(value: Tensor) -> Tensor:
+    """A norm over shards (DTensor) as the same plain number on every rank."""
+    return value.full_tensor() if hasattr(value, "full_tensor") else value  # type: ignore[operator]
+
+
+def _sum_squares(norms: Sequence[Tensor], device: torch.device) -> Tensor:
+    return torch.linalg.vector_norm(torch.stack([_local(n).to(device) for n in norms]))
+
+
+@torch.no_grad()
+def norm(tensors: Sequence[Tensor]) -> Tensor:
+    """Euclidean norm of a list of tensors as one vector: 0-dim, float32 or wider.
+
+    The tensors may differ in dtype and device; the result is on the device of the first.
+    """
+    groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for t in tensors:
+        groups.setdefault((t.device, t.dtype), []).append(t)
+    parts: list[Tensor] = []
+    for (_, dtype), group in groups.items():
+        if _plain(group):
+            parts.extend(torch._foreach_norm(group, 2, dtype=wide(dtype)))
+        else:
+            parts.extend(torch.linalg.vector_norm(t, dtype=wide(dtype)) for t in group)
+    if len({p.dtype for p in parts}) > 1:
+        parts = [p.double() for p in parts]
+    return _sum_squares(parts, tensors[0].device)
+
+
+@torch.no_grad()
+def dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
+    """Inner product of two lists of tensors as vectors: 0-dim, on the device of the first."""
+    device = left[0].device
+    total = torch.zeros((), dtype=wide(left[0].dtype), device=device)
+    for a, b in zip(left, right, strict=True):
+        a, b = a.to(wide(a.dtype)), b.to(wide(b.dtype))
+        if _plain((a, b)) and a.is_contiguous() and b.is_contiguous():
+            part = torch.dot(a.view(-1), b.view(-1))
+        else:
+            part = _local((a * b).sum())
+        total += part.to(device)
+    return total
+
+
+@contextmanager
+def displaced(
+    params: Sequence[Tensor], directions: Sequence[Tensor], alpha: float, measure: bool = False
+) -> Iterator[Tensor | None]:
+    """``theta + alpha * direction`` inside, theta outside, bit for bit, also after an error.
+
+    The values are changed in place, so storage pointers (flat buffers, DDP buckets, FSDP views,
+    compiled graphs) stay valid. Low-precision weights are shifted in float32 and rounded once.
+    Costs one copy of ``params``.
+
+    Args:
+        params: tensors to shift; directions: of the same shapes; alpha: multiple of them.
+        measure: also compute what is yielded.
+
+    Yields:
+        With ``measure``, the length of the shift that survived rounding (0-dim tensor).
+    """
+    backup = [p.detach().clone() for p in params]
+    try:
+        with torch.no_grad():
+            _shift(params, directions, alpha)
+            length = None
+            if measure:
+                length = norm([p.to(wide(p.dtype)) - b for p, b in zip(params, backup, strict=True)])
+        yield length
+    finally:
+        with torch.no_grad():
+            for p, value in zip(params, backup, strict=True):
+                p.copy_(value)
+
+
+def _shift(params: Sequence[Tensor], directions: Sequence[Tensor], alpha: float) -> None:
+    exact = [(p, d) for p, d in zip(params, directions, strict=True) if p.dtype == d.dtype]
+    if exact:
+        targets, steps = [p for p, _ in exact], [d for _, d in exact]
+        if _plain(targets) and _plain(steps):
+            torch._foreach_add_(targets, steps, alpha=alpha)
+        else:
+            for p, d in exact:
+                p.add_(d, alpha=alpha)
+    for p, d in zip(params, directions, strict=True):
+        if p.dtype != d.dtype:
+            p.copy_(p.to(d.dtype).add_(d, alpha=alpha))
+
+
+@dataclass
+class RNGState:
+    """Random-number state of the CPU and of the given accelerator devices.
+
+    Both passes of a GR step must draw the same dropout masks; otherwise the difference of the two
+    gradients is mostly that noise.
+
+    Example:
+        >>> state = RNGState.capture([])
+        >>> a = torch.rand(3)
+        >>> state.restore()
+        >>> bool((torch.rand(3) == a).all())
+        True
+    """
+
+    cpu: Tensor
+    devices: dict[torch.device, Tensor]
+
+    @classmethod
+    def capture(cls, devices: Sequence[torch.device]) -> "RNGState":
+        """The present state; ``devices`` other than accelerators are ignored."""
+        kept: dict[torch.device, Tensor] = {}
+        for device in dict.fromkeys(devices):
+            module = getattr(torch, device.type, None)
+            if device.type not in ("cpu", "meta") and hasattr(module, "get_rng_state"):
+                kept[device] = module.get_rng_state(device)  # type: ignore[union-attr]
+        return cls(torch.get_rng_state(), kept)
+
+    def restore(self) -> None:
+        """Go back to the captured state."""
+        torch.set_rng_state(self.cpu)
+        for device, state in self.devices.items():
+            getattr(torch, device.type).set_rng_state(state, device)
+
+
+def looks_low_precision(grads: Sequence[Tensor], sample: int = 4096) -> bool:
+    """True where float32 gradients carry only bf16/fp16 information, as autocast leaves them.
+
+    Under autocast each matrix is cast to 16 bits, so its float32 gradient is a 16-bit number (or a
+    sum of a few): the last bits of the mantissa are zero. In a gradient computed in float32, the
+    last 4 bits are all zero in 1 element of 16. Integers and other round numbers would fool this
+    test, so only matrices count, and most of their elements must agree.
+    """
+    seen = zeros = 0
+    for g in grads:
+        if g.dtype != torch.float32 or g.dim() < 2 or g.is_sparse or not _plain((g,)):
+            continue
+        flat = g.detach().reshape(-1)[:sample]
+        bits = flat.view(torch.int32)[flat != 0]
+        seen += bits.numel()
+        zeros += int((bits & 0xF == 0).sum())
+        if seen >= sample:
+            break
+    return seen >= 256 and zeros > 0.5 * seen

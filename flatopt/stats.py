@@ -1,0 +1,43 @@
+"""What the last step did: the numbers behind `optimizer.stats`."""
+
+from dataclasses import dataclass, fields
+
+from torch import Tensor
+
+
+@dataclass
+class Stats:
+    """Numbers of the last step, as 0-dim tensors on the parameters' device, or None before it.
+
+    All norms are over the perturbed parameters (without excluded ones). `float(stats.cosine)` or
+    `stats.numbers()` reads them.
+
+    Attributes:
+        grad_norm: ||g1||, the gradient at theta.
+        perturbed_grad_norm: ||g2||, the gradient at theta' (for "exact": None).
+        penalty_norm: ||strength * H g1||, the gradient of the penalty as it was used.
+        penalty_ratio: penalty_norm / grad_norm.
+        strength: the strength used, after `ratio`, `warmup` and `max_ratio`; 0 on a step without GR.
+        cosine: of g1 and g2 (for "exact": None).
+        curvature: g.Hg / g.g, in loss / parameter^2.
+        realised_step: length of the shift that survived rounding / the intended one. Far from 1:
+            the weights are too coarse for this step length.
+        radius: the intended ||theta' - theta|| / ||theta||.
+        skipped: why GR was left out of this step, for all or for some parameters; or None.
+    """
+
+    grad_norm: Tensor | None = None
+    perturbed_grad_norm: Tensor | None = None
+    penalty_norm: Tensor | None = None
+    penalty_ratio: Tensor | None = None
+    strength: Tensor | float | None = None
+    cosine: Tensor | None = None
+    curvature: Tensor | None = None
+    realised_step: Tensor | None = None
+    radius: Tensor | float | None = None
+    skipped: str | None = None
+
+    def numbers(self) -> dict[str, float]:
+        """The numbers that are known, as floats (waits for the device)."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "skipped"}
+        return {name: float(value) for name, value in values.items() if value is not None}

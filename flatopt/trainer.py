@@ -1,0 +1,325 @@
+"""attach(trainer, ...): GR in any transformers or TRL trainer, one line."""
+
+import copy
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from flatopt.optimizer import GradRegOptimizer
+from flatopt.perturb import RNGState
+from flatopt.schedule import Strength
+from flatopt.stats import Stats
+
+_SCALARS = (bool, int, float, str, type(None))
+
+
+def attach(
+    trainer: Any,
+    strength: Strength | None = None,
+    *,
+    ratio: float | None = None,
+    samples: str = "importance",
+    exclude: Iterable[str] = (),
+    **options: Any,
+) -> "TrainerPlug":
+    """Apply GR in a transformers Trainer, or any TRL trainer built on it. Call before train().
+
+    At the end of each accumulation window the micro-batches are replayed at theta' through the
+    trainer's own ``training_step`` (its loss, its scaling, the same random numbers), before the
+    trainer clips the gradient. A replay leaves no trace in metrics, counters or buffers.
+
+    Args:
+        trainer: SFT, DPO, Reward, RLOO, GRPO or any other Trainer; not yet trained.
+        strength, ratio, and ``options`` (radius, eps, difference, max_ratio, warmup, every):
+            as in `GradRegOptimizer`.
+        samples: for policy-gradient trainers, whose rollouts were drawn at theta, what g2 is.
+            "importance" (default): the old log-probs stay those of theta, so g2 carries the ratio
+            pi_theta' / pi_theta, and the penalty is that of the surrogate loss on fixed samples.
+            "score": the old log-probs are taken at theta' (ratio 1; the paper's code without
+            vLLM): the score-function term of the Hessian is left out. Other trainers ignore it.
+        exclude: names of parameters, or of modules, as in ``model.named_parameters()``.
+
+    Returns:
+        A `TrainerPlug`; its ``optimizer`` is the `GradRegOptimizer` once training has begun. The
+        trainer's own logs get ``gr/grad_norm``, ``gr/penalty_ratio``, ``gr/strength`` and more.
+
+    Raises:
+        ValueError: fp16, DeepSpeed or FSDP (not supported here), unknown settings.
+        TypeError: not a Trainer.
+
+    Example:
+        >>> trainer = GRPOTrainer(model, rewards, args=config, train_dataset=data)  # doctest: +SKIP
+        >>> attach(trainer, ratio=1.0)  # doctest: +SKIP
+        >>> trainer.train()  # doctest: +SKIP
+    """
+    _check_trainer(trainer, samples)
+    settings = {"strength": strength, "ratio": ratio, **options}
+    return TrainerPlug(trainer, settings, samples, tuple(exclude))
+
+
+@dataclass
+class _MicroBatch:
+    """What one replay needs: the prepared inputs, and the state of the trainer at the time."""
+
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+    attributes: dict[str, Any]
+    inputs: dict[str, Any] = field(default_factory=dict)
+    rng: RNGState | None = None
+    logps: Tensor | None = None
+
+
+class TrainerPlug:
+    """The connection between a trainer and its `GradRegOptimizer`; made by `attach`.
+
+    Attributes:
+        optimizer: the `GradRegOptimizer`, or None before training has begun.
+        stats: the last step's `Stats`.
+    """
+
+    def __init__(
+        self, trainer: Any, settings: dict[str, Any], samples: str, exclude: tuple[str, ...]
+    ) -> None:
+        self.trainer, self.settings, self.samples, self.exclude = trainer, settings, samples, exclude
+        self.optimizer: GradRegOptimizer | None = None
+        self._window: list[_MicroBatch] = []
+        self._recording: _MicroBatch | None = None
+        self._replaying: _MicroBatch | None = None
+        self._log_sums: dict[str, list[Any]] = defaultdict(list)
+        _probe_settings(settings)
+        self._check_names()
+
+        self._training_step: Callable[..., Tensor] = trainer.training_step
+        self._prepare_inputs: Callable[..., Any] = trainer._prepare_inputs
+        self._create_optimizer: Callable[..., Any] = trainer.create_optimizer
+        self._log: Callable[..., None] = trainer.log
+        trainer.training_step = self.training_step
+        trainer._prepare_inputs = self.prepare_inputs
+        trainer.create_optimizer = self.create_optimizer
+        trainer.log = self.log
+        self._logps: Callable[..., Any] | None = None
+        if hasattr(trainer, "_get_per_token_logps_and_entropies"):
+            self._logps = trainer._get_per_token_logps_and_entropies
+            trainer._get_per_token_logps_and_entropies = self.logps
+        if trainer.optimizer is not None:
+            trainer.optimizer = self._wrap(trainer.optimizer)
+
+    @property
+    def stats(self) -> Stats:
+        """The last step's numbers."""
+        return self.optimizer.stats if self.optimizer is not None else Stats()
+
+    # ---- the trainer's methods, with GR ---------------------------------------------------------
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """The trainer's own optimizer, wrapped."""
+        created = self._create_optimizer(*args, **kwargs)
+        optimizer = self.trainer.optimizer if created is None else created
+        if not isinstance(optimizer, GradRegOptimizer):
+            optimizer = self._wrap(optimizer)
+            self.trainer.optimizer = optimizer
+        return optimizer
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The trainer's step; after the last micro-batch of a window, the replays at theta'."""
+        if self.optimizer is None or not self.optimizer.passes:
+            return self._training_step(*args, **kwargs)
+        batch = _MicroBatch(args, kwargs, _scalars(self.trainer))
+        self._recording = batch
+        try:
+            loss = self._training_step(*args, **kwargs)
+        finally:
+            self._recording = None
+        self._window.append(batch)
+        if self.trainer.accelerator.sync_gradients:
+            window, self._window = self._window, []
+            self._replay(window)
+            for name, value in self.stats.__dict__.items():
+                if name == "skipped":
+                    self._log_sums[name].append(float(value is not None))
+                elif value is not None:
+                    self._log_sums[name].append(value)
+        return loss
+
+    def prepare_inputs(self, *args: Any, **kwargs: Any) -> Any:
+        """The trainer's prepared inputs; in a replay, those of the first pass (no new rollouts)."""
+        if self._replaying is not None:
+            batch = self._replaying
+            assert batch.rng is not None
+            batch.rng.restore()
+            return batch.inputs
+        inputs = self._prepare_inputs(*args, **kwargs)
+        if self._recording is not None:
+            # A shallow copy: compute_loss may pop from it
+            self._recording.inputs = dict(inputs)
+            self._recording.rng = RNGState.capture(self._devices())
+        return inputs
+
+    def logps(self, *args: Any, **kwargs: Any) -> Any:
+        """The trainer's per-token log-probs; the first pass's are kept as the old ones."""
+        assert self._logps is not None
+        result = self._logps(*args, **kwargs)
+        first = self._recording
+        if first is not None and first.rng is not None and first.logps is None:
+            first.logps = result[0].detach()
+        elif self._replaying is not None and self.samples == "score":
+            _set_old_logps(self._replaying.inputs, result[0].detach())
+        return result
+
+    def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        """The trainer's log, with the means of the steps since the last one under ``gr/``."""
+        if "loss" in logs and self._log_sums:
+            for name, values in self._log_sums.items():
+                logs[f"gr/{name}"] = sum(float(v) for v in values) / len(values)
+            self._log_sums.clear()
+        self._log(logs, *args, **kwargs)
+
+    # ---- replay ---------------------------------------------------------------------------------
+
+    def _replay(self, window: list[_MicroBatch]) -> None:
+        assert self.optimizer is not None
+        if self.samples == "importance":
+            for batch in window:
+                _fix_old_logps(batch)
+        attributes = self.trainer.__dict__
+        before = dict(attributes)
+        rng = RNGState.capture(self._devices())
+        # TRL's trainers append to _metrics in place; a copy of it takes what the replay appends
+        if "_metrics" in attributes:
+            attributes["_metrics"] = copy.deepcopy(attributes["_metrics"])
+        try:
+            for _ in range(self.optimizer.passes):
+                with self.optimizer.perturbed():
+                    for number, batch in enumerate(window, start=1):
+                        self._replay_one(batch, last=number == len(window))
+        finally:
+            self._replaying = None
+            for name in set(attributes) - set(before):
+                del attributes[name]
+            attributes.update(before)
+            rng.restore()
+
+    def _replay_one(self, batch: _MicroBatch, last: bool) -> None:
+        self.trainer.__dict__.update(batch.attributes)
+        model = batch.arguments[0] if batch.arguments else batch.keywords["model"]
+        accelerator = self.trainer.accelerator
+        # As in the Trainer's own loop: DDP reduces gradients at the last micro-batch only
+        context = nullcontext() if last else accelerator.no_sync(model=model)
+        inputs = batch.inputs
+        batch.inputs = dict(inputs)
+        self._replaying = batch
+        try:
+            with context:
+                self._training_step(*batch.arguments, **batch.keywords)
+        finally:
+            batch.inputs = inputs
+
+    # ---- set-up ---------------------------------------------------------------------------------
+
+    def _wrap(self, base: Any) -> GradRegOptimizer:
+        parameters = _named(self.trainer.model)
+        exclude = [p for item in self.exclude for n, p in parameters.items() if _matches(n, item)]
+        stepped = {id(p) for group in base.param_groups for p in group["params"]}
+        settings = dict(self.settings)
+        bf16 = getattr(self.trainer.args, "bf16", False)
+        if bf16 and settings.get("radius") is None and settings.get("eps") is None:
+            settings["radius"] = 3e-4  # autocast rounds theta' to 16 bits (perturb.DEFAULT_RADIUS)
+        self.optimizer = GradRegOptimizer(
+            base, exclude=[p for p in exclude if id(p) in stepped], **settings
+        )
+        return self.optimizer
+
+    def _check_names(self) -> None:
+        names = _named(self.trainer.model)
+        for item in self.exclude:
+            if not any(_matches(n, item) for n in names):
+                raise ValueError(
+                    f"exclude: no parameter of the model is named {item!r}; "
+                    f"names begin with {list(names)[:3]}"
+                )
+
+    def _devices(self) -> list[Any]:
+        return [p.device for p in self.trainer.model.parameters()]
+
+
+def _named(model: Any) -> dict[str, Tensor]:
+    return dict(model.named_parameters(remove_duplicate=False))
+
+
+def _matches(name: str, item: str) -> bool:
+    """Whole names or whole modules; also inside the wrappers of DDP, PEFT and torch.compile."""
+    for prefix in ("module.", "_orig_mod.", "base_model.model."):
+        name = name.removeprefix(prefix)
+    return name == item or name.startswith(item + ".") or f".{name}.".find(f".{item}.") >= 0
+
+
+def _scalars(trainer: Any) -> dict[str, Any]:
+    """The trainer's plain attributes, such as TRL's step counter and entropy coefficient."""
+    return {k: v for k, v in trainer.__dict__.items() if isinstance(v, _SCALARS)}
+
+
+def _set_old_logps(inputs: dict[str, Any], logps: Tensor) -> None:
+    if "old_logps" in inputs:  # RLOO: of the whole completion
+        inputs["old_logps"] = (logps * inputs["completion_mask"]).sum(1)
+    else:
+        inputs["old_per_token_logps"] = logps
+
+
+def _fix_old_logps(batch: _MicroBatch) -> None:
+    """Old log-probs at theta, where the trainer would take them at the current parameters."""
+    if batch.logps is None or "old_logps" in batch.inputs:
+        return
+    if batch.inputs.get("old_per_token_logps") is None:
+        batch.inputs["old_per_token_logps"] = batch.logps
+
+
+def _probe_settings(settings: dict[str, Any]) -> None:
+    """Let GradRegOptimizer refuse bad settings now, not when training begins."""
+    import torch
+
+    probe = torch.nn.Parameter(torch.zeros(1))
+    GradRegOptimizer(torch.optim.SGD([probe], lr=0.1), **settings)
+
+
+def _check_trainer(trainer: Any, samples: str) -> None:
+    if samples not in ("importance", "score"):
+        raise ValueError(f"samples must be 'importance' or 'score', got {samples!r}")
+    missing = [
+        name
+        for name in ("training_step", "_prepare_inputs", "create_optimizer", "accelerator", "args")
+        if not hasattr(trainer, name)
+    ]
+    if missing:
+        raise TypeError(
+            f"attach needs a transformers Trainer; {type(trainer).__name__} has no {missing}. "
+            "For your own loop, wrap the optimizer: GradRegOptimizer(optimizer)"
+        )
+    if isinstance(getattr(trainer, "training_step", None), type(attach)) or isinstance(
+        getattr(trainer.training_step, "__self__", None), TrainerPlug
+    ):
+        raise ValueError("this trainer already has GR attached")
+    args = trainer.args
+    if getattr(args, "fp16", False):
+        raise ValueError(
+            "attach does not support fp16: its loss scale changes between steps. Use bf16=True, or "
+            "float32"
+        )
+    if getattr(trainer, "is_deepspeed_enabled", False) or getattr(args, "deepspeed", None):
+        raise ValueError(
+            "attach does not support DeepSpeed: its engine keeps gradients and weights of its own. "
+            "Use DDP (torchrun) instead"
+        )
+    if getattr(trainer, "is_fsdp_enabled", False):
+        raise ValueError("attach does not support FSDP yet; use DDP (torchrun) instead")
+    epsilon = getattr(args, "epsilon", None)
+    if isinstance(epsilon, float) and epsilon < 1e-2:
+        warnings.warn(
+            f"epsilon={epsilon:g} clips the ratio of many tokens at theta', which then drop out of "
+            "the penalty; the usual 0.2 leaves it whole",
+            stacklevel=3,
+        )

@@ -1,0 +1,194 @@
+"""One GR step in flight: g1, the shifted passes, and their combination in .grad."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from flatopt.difference import Difference, Exact, differentiable, product
+from flatopt.perturb import displaced, dot, norm, wide
+from flatopt.stats import Stats
+
+
+class Window:
+    """Takes g1 from ``.grad``, runs the passes of a `Difference`, leaves the sum in ``.grad``.
+
+    Args:
+        moved: the parameters that are perturbed; kept: the excluded ones. All have a ``.grad``.
+        difference: where gradients are taken and how they combine.
+        radius: shift relative to ||theta||; or eps: multiple of the (unscaled) gradient.
+        scale: factor on all gradients (a GradScaler's loss scale); does not enter the penalty.
+        measure: report how much of the shift survived rounding.
+
+    g1 is copied, not taken by reference: DDP's gradient buckets overwrite it in the next pass.
+    """
+
+    def __init__(
+        self,
+        moved: Sequence[Tensor],
+        kept: Sequence[Tensor],
+        difference: Difference,
+        *,
+        radius: float | None,
+        eps: float | None,
+        scale: float,
+        measure: bool,
+    ) -> None:
+        self.moved, self.kept, self.difference = list(moved), list(kept), difference
+        self.scale, self.measure = scale, measure
+        self.g1 = [_grad(p).to(wide(p.dtype), copy=True) for p in self.moved]
+        self.kept_grads = [_grad(p).clone() for p in self.kept]
+        self.grads: list[list[Tensor]] = []  # one list per finished pass
+        self.absent: list[bool] = [False] * len(self.moved)  # no gradient in some pass
+        self.shift_norm: Tensor | None = None
+
+        # One wait for the device: whether to shift at all is decided on the host.
+        sizes = [norm(self.g1), norm(self.moved)] if self.moved else [torch.zeros(()), torch.ones(())]
+        self.grad_norm = sizes[0] / scale
+        length, theta = (float(s) for s in sizes)
+        every_grad = length + (float(norm(self.kept_grads)) if self.kept else 0.0)
+        self.bad_gradient = not math.isfinite(every_grad)
+        self.why: str | None = None
+        if self.bad_gradient:
+            self.why = "the gradient is not finite; the base optimizer did not step"
+        elif length == 0.0:
+            self.why = "the gradient is zero" if self.moved else "every parameter is excluded"
+        # alpha multiplies the stored gradients, eps the true ones: eps * g = alpha * (scale * g)
+        self.eps = 0.0
+        if self.why is None:
+            if eps is not None:
+                self.eps = eps
+            else:
+                # All weights zero: nothing to be relative to; the shift is then `radius` long.
+                self.eps = (radius or 0.0) * (theta or 1.0) * scale / length
+        self.alpha = self.eps / scale
+        self.radius = self.alpha * length / theta if theta else self.alpha * length
+
+    @property
+    def complete(self) -> bool:
+        return len(self.grads) == len(self.difference.points)
+
+    @contextmanager
+    def next_pass(self) -> Iterator[None]:
+        """One pass: shifted parameters and empty gradients inside, both put back outside."""
+        point = self.difference.points[len(self.grads)]
+        for p in (*self.moved, *self.kept):
+            p.grad = None
+        if self.why is not None:
+            yield  # the gradients of this pass are not used
+            self.grads.append([])
+            return
+        if point == 0.0:
+            with differentiable():
+                yield
+            found: list[Tensor | None] = list(product(self.moved, self._direction()))
+        else:
+            measure = self.measure and not self.grads
+            with displaced(self.moved, self.g1, self.alpha * point, measure) as length:
+                yield
+            self.shift_norm = length if measure else self.shift_norm
+            found = [p.grad for p in self.moved]
+        self.absent = [a or g is None for a, g in zip(self.absent, found, strict=True)]
+        self.grads.append(
+            [
+                torch.zeros_like(g1) if g is None else g.detach().to(g1.dtype)
+                for g, g1 in zip(found, self.g1, strict=True)
+            ]
+        )
+
+    def _direction(self) -> list[Tensor]:
+        return [g / self.scale for g in self.g1] if self.scale != 1.0 else self.g1
+
+    def abandon(self) -> None:
+        """Put g1 back into ``.grad``, as before the first pass."""
+        for p, g in zip(self.moved, self.g1, strict=True):
+            p.grad = g if p.dtype == g.dtype else g.to(p.dtype)
+        self._restore_kept()
+
+    def _restore_kept(self) -> None:
+        for p, g in zip(self.kept, self.kept_grads, strict=True):
+            if p.grad is None:
+                p.grad = g
+            else:
+                p.grad.copy_(g)
+
+    @torch.no_grad()
+    def combine(
+        self, strength_for: Callable[[float, float], float], max_ratio: float | None
+    ) -> Stats:
+        """Leave g1 + strength * H g1 in ``.grad``.
+
+        Args:
+            strength_for: the strength, given ||g1|| and ||H g1||.
+            max_ratio: bound on the length of the penalty relative to ||g1||.
+        """
+        if self.why is not None:
+            self.abandon()
+            return Stats(grad_norm=self.grad_norm, strength=0.0, skipped=self.why)
+        d, factor = self.difference.combine(self.g1, self.grads, self.eps)
+        factor /= self.scale  # H g1 = factor * d, with d made of scaled gradients
+        for part, missing in zip(d, self.absent, strict=True):
+            if missing:
+                part.zero_()
+        d_norm, along = norm(d), dot(self.g1, d)
+        grad_norm = float(self.grad_norm)
+        product_norm = factor * float(d_norm)
+        if not math.isfinite(product_norm):
+            self.abandon()
+            return Stats(
+                grad_norm=self.grad_norm,
+                strength=0.0,
+                radius=self.radius,
+                skipped="the gradient at theta' is not finite; the step is plain",
+            )
+        strength = strength_for(grad_norm, product_norm)
+        if max_ratio is not None and strength * product_norm > max_ratio * grad_norm:
+            strength = max_ratio * grad_norm / product_norm
+        self._write(d, strength * factor * self.scale)
+        return self._stats(strength, factor, d_norm, along)
+
+    def _write(self, d: list[Tensor], weight: float) -> None:
+        for p, a, b in zip(self.moved, self.g1, d, strict=True):
+            if p.grad is None:
+                p.grad = torch.add(a, b, alpha=weight).to(p.dtype)
+            elif p.grad.requires_grad:  # a gradient with a graph, from the exact product
+                p.grad = torch.add(a, b, alpha=weight).to(p.dtype)
+            elif p.grad.dtype == a.dtype:
+                torch.add(a, b, alpha=weight, out=p.grad)
+            else:
+                p.grad.copy_(torch.add(a, b, alpha=weight))
+        self._restore_kept()
+
+    def _stats(self, strength: float, factor: float, d_norm: Tensor, along: Tensor) -> Stats:
+        # `along` = g1.d and d_norm are in scaled gradients; n = ||g1|| scaled
+        n = self.grad_norm * self.scale
+        stats = Stats(
+            grad_norm=self.grad_norm,
+            penalty_norm=strength * factor * d_norm,
+            penalty_ratio=strength * factor * d_norm / self.grad_norm,
+            strength=strength,
+            curvature=factor * self.scale * along / n**2,
+            radius=self.radius,
+        )
+        if isinstance(self.difference, Exact):
+            stats.radius = None
+        else:
+            # g2 = g1 + d for forward differences, g1 + d/2 for central ones (to second order);
+            # written so because ||g2|| itself would hide a small difference in rounding.
+            share = 1.0 / len(self.difference.points)
+            g2 = torch.sqrt((n**2 + 2 * share * along + (share * d_norm) ** 2).clamp_min(0))
+            stats.perturbed_grad_norm = g2 / self.scale
+            stats.cosine = (n**2 + share * along) / (n * g2)
+            if self.shift_norm is not None:
+                stats.realised_step = self.shift_norm / (self.alpha * n)
+        missing = sum(self.absent)
+        if missing:
+            stats.skipped = f"{missing} parameter(s) had no gradient at theta'; they step with g1"
+        return stats
+
+
+def _grad(p: Tensor) -> Tensor:
+    assert p.grad is not None
+    return p.grad.detach()
