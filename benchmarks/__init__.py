@@ -1,0 +1,1 @@
+"""Step cost, memory and precision, printed as ratios measured in one run."""

@@ -1,0 +1,218 @@
+"""LLM as a judge: a TRL reward function that asks a language model for a score from 1 to 5."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from .correctness import completion_text, extract_answer, split_blocks
+from .judge_prompt import (
+    LOWEST,
+    Case,
+    encode_case,
+    forbidden_strings,
+    parse_score,
+    render_prompt,
+)
+from .pretrained import load_config, load_tokenizer, max_positions
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the judge said about one completion."""
+
+    score: int | None  # 1..5, None where the text has no score
+    text: str
+    cut: bool  # whether the completion was too long for the judge and lost its end
+
+
+def case_of(question: str, solution: str, completion: str) -> Case:
+    """Take reasoning and answer out of a completion; without the tags all of it is reasoning."""
+    blocks = split_blocks(completion)
+    if blocks is not None:
+        return Case(blocks.reasoning, blocks.answer, solution, question)
+    answer = extract_answer(completion)
+    reasoning = completion if answer is None else completion.partition("<answer>")[0]
+    return Case(reasoning, answer or "", solution, question)
+
+
+class JudgeReward:
+    """Reward in [0, 2]: the judge's score 1..5, as (score - 1) / 2.
+
+    A verdict without a score gives `unparsed`, by default 0, the reward of the lowest score. It is
+    not None, because TRL then adds 0 for it anyway in a sum of rewards but leaves it out of the
+    reported mean; and not a middle value, because confusing the judge would then pay.
+
+    Logged through TRL's `log_metric`: `judge/unparsed` and `judge/cut`, fractions of the batch; and
+    through `log_extra` the verdicts, into the table of completions.
+
+    Each process holds its own copy of the judge; decoding is greedy, so it uses no random numbers.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        batch_size: int = 16,
+        max_new_tokens: int = 64,
+        max_input_tokens: int | None = None,
+        unparsed: float | None = 0.0,
+        patience: int = 3,
+    ) -> None:
+        if min(batch_size, max_new_tokens, patience) < 1:
+            raise ValueError("The judge's batch_size, max_new_tokens, patience must be at least 1.")
+        self.__name__ = "judge"  # TRL names its metrics by it: rewards/judge/mean
+        self.tokenizer = tokenizer
+        self.batch_size = batch_size
+        self.unparsed = unparsed
+        self.patience = patience
+        self.batches = self.seen = self.parsed = 0
+        self.forbidden = forbidden_strings(tokenizer)
+        self.limit = self._input_limit(model, max_new_tokens, max_input_tokens)
+        self.model = model.eval().requires_grad_(False)
+        eos = getattr(model.generation_config, "eos_token_id", None)
+        many = eos if isinstance(eos, list) else [eos]
+        ends = {i for i in (tokenizer.eos_token_id, *many) if isinstance(i, int)}
+        # Replaced, not changed: chat models ship sampling settings and a repetition penalty, and
+        # the penalty alone moves the score, because the digits occur in the prompt.
+        self.model.generation_config = GenerationConfig(
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=sorted(ends),
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> "JudgeReward":
+        """Load the judge from a folder or hub name; bfloat16 on a GPU, float32 elsewhere."""
+        tokenizer = load_tokenizer(name, "--judge-model")
+        load_config(name, tokenizer, "--judge-model")
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        dtype = dtype or (torch.float32 if place.type == "cpu" else torch.bfloat16)
+        model = AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype, trust_remote_code=False, use_safetensors=True
+        )
+        model.to(place)  # pyright: ignore
+        return cls(model, tokenizer, **options)
+
+    def __call__(
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        question: Sequence[str] | None = None,
+        solution: Sequence[str] | None = None,
+        log_metric: Callable[[str, float], None] | None = None,
+        log_extra: Callable[[str, list[Any]], None] | None = None,
+        **columns: Any,
+    ) -> list[float | None]:
+        """Return one reward per completion; raise where no score could ever be read."""
+        if question is None or solution is None:
+            missing = "question" if question is None else "solution"
+            raise ValueError(
+                f"The data set has no column '{missing}', which the judge reads. Build it with\n"
+                "    dataset = prompt_dataset(load_questions(path), tokenizer)\n"
+                "of integrations.data, which adds 'question', 'solution' and 'reference'."
+            )
+        texts = [completion_text(completion) for completion in completions]
+        verdicts = self.judge(question, solution, texts)
+        self._count(verdicts)
+        if verdicts and log_metric is not None:
+            count = len(verdicts)
+            log_metric("judge/unparsed", sum(v.score is None for v in verdicts) / count)
+            log_metric("judge/cut", sum(v.cut for v in verdicts) / count)
+        if log_extra is not None:
+            log_extra("judge_verdict", [v.text for v in verdicts])
+        return [self.unparsed if v.score is None else (v.score - LOWEST) / 2 for v in verdicts]
+
+    def judge(
+        self, questions: Sequence[str], solutions: Sequence[str], completions: Sequence[str]
+    ) -> list[Verdict]:
+        """Ask for a verdict on each completion; equal ones are asked once."""
+        cases = [case_of(*row) for row in zip(questions, solutions, completions, strict=True)]
+        distinct = list(dict.fromkeys(cases))
+        encoded = [encode_case(c, self.tokenizer, self.forbidden, self.limit) for c in distinct]
+        # Batches of similar length need the least padding.
+        order = sorted(range(len(distinct)), key=lambda i: len(encoded[i][0]))
+        verdicts: dict[Case, Verdict] = {}
+        for start in range(0, len(order), self.batch_size):
+            batch = order[start : start + self.batch_size]
+            for i, text in zip(batch, self._generate([encoded[i][0] for i in batch]), strict=True):
+                verdicts[distinct[i]] = Verdict(parse_score(text), text, encoded[i][1])
+        return [verdicts[case] for case in cases]
+
+    def check(self, question: str, solution: str, reference: str) -> Verdict:
+        """Judge one row's own reference solution; raise at once where the judge gives no score."""
+        work = f"<reasoning>\n{solution}\n</reasoning>\n<answer>\n{reference}\n</answer>"
+        verdict = self.judge([question], [solution], [work])[0]
+        if verdict.score is None:
+            raise ValueError(self._no_score("on a test case", verdict.text))
+        return verdict
+
+    @torch.no_grad()
+    def _generate(self, inputs: list[list[int]]) -> list[str]:
+        """Continue each list of token ids greedily; returns the new text of each."""
+        length = max(len(ids) for ids in inputs)
+        pad = self.tokenizer.pad_token_id
+        device = self.model.device
+        # Left padding: generation continues at the right end.   ids, mask: (batch, length)
+        ids = torch.tensor([[pad] * (length - len(i)) + i for i in inputs], device=device)
+        mask = torch.tensor([[0] * (length - len(i)) + [1] * len(i) for i in inputs], device=device)
+        output = self.model.generate(input_ids=ids, attention_mask=mask)  # pyright: ignore
+        return self.tokenizer.batch_decode(output[:, length:], skip_special_tokens=True)
+
+    def _count(self, verdicts: list[Verdict]) -> None:
+        parsed = sum(v.score is not None for v in verdicts)
+        self.seen += len(verdicts)
+        self.parsed += parsed
+        self.batches += bool(verdicts)
+        if parsed or not verdicts:
+            return
+        if not self.parsed and self.batches >= self.patience:
+            where = f"in the first {self.batches} batches ({self.seen} verdicts)"
+            raise RuntimeError(self._no_score(where, verdicts[0].text))
+        logger.warning("The judge gave no readable score in this batch of %d.", len(verdicts))
+
+    def _no_score(self, where: str, text: str) -> str:
+        return (
+            f"The judge gave no readable score {where}, so there is nothing to train on. It must "
+            f"begin with 'Score: N'; it wrote {text[:120]!r}. Give an instruction-tuned one, e.g.\n"
+            "    --judge-model Qwen/Qwen2.5-1.5B-Instruct"
+        )
+
+    def _input_limit(self, model: PreTrainedModel, new: int, wanted: int | None) -> int:
+        """The most tokens a prompt may have, checked against what the model can read."""
+        positions = max_positions(model.config.get_text_config())
+        limit = wanted if wanted is not None else 2048
+        if positions is not None and wanted is None:
+            limit = min(limit, positions - new)
+        if positions is not None and limit + new > positions:
+            raise ValueError(
+                f"The judge reads {positions} tokens; {limit} of input and {new} new ones do not "
+                f"fit. Set max_input_tokens to at most {positions - new}."
+            )
+        frame = render_prompt(Case("", "", "", ""), self.tokenizer, ())
+        needed = len(self.tokenizer(frame)["input_ids"])  # pyright: ignore
+        if needed + 64 > limit:
+            raise ValueError(
+                f"The judge's instruction and example take {needed} tokens of {limit}; at least 64 "
+                "more are needed for a case. Raise max_input_tokens, or give another judge."
+            )
+        return limit
