@@ -1,6 +1,6 @@
 # flatopt: every command of the README, from a clean checkout. `make` lists them.
 #   PYTHON=python3.12 make venv     another interpreter
-#   DEMO_FLAGS=--resume make demo   further flags for a command
+#   DEMO_FLAGS="--resume --seed 1" make demo     further flags for a command
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,7 +8,8 @@ PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
 DEMO_OUTPUT ?= out/demo
-DEMO_FLAGS ?=
+# a second `make demo` shows the finished comparison; clear $(DEMO_OUTPUT) to run it anew
+DEMO_FLAGS ?= --resume
 RESULTS_FLAGS ?=
 BENCH_FLAGS ?=
 TEST_FLAGS ?=

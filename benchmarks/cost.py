@@ -55,17 +55,21 @@ def make_steps(model: torch.nn.Module, batch: Tensor) -> dict[str, Step]:
     def adamw(net: torch.nn.Module) -> torch.optim.AdamW:
         return torch.optim.AdamW(net.parameters(), lr=1e-5, foreach=True)
 
+    def stepping(net: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Step:
+        closure = closure_for(net, optimizer)
+        return lambda: optimizer.step(closure)  # type: ignore[arg-type,return-value]
+
     net = copy.deepcopy(model)
-    plain = adamw(net)
-    steps["plain AdamW"] = lambda closure=closure_for(net, plain), o=plain: o.step(closure)  # type: ignore[misc]
+    steps["plain AdamW"] = stepping(net, adamw(net))
 
     net = copy.deepcopy(model)
     twice = adamw(net)
+    twice_closure = closure_for(net, twice)
 
-    def two_passes(closure=closure_for(net, twice), o=twice) -> None:
-        closure()
-        closure()
-        o.step()
+    def two_passes() -> None:
+        twice_closure()
+        twice_closure()
+        twice.step()
 
     steps["2 forward-backwards + AdamW"] = two_passes
     for name, options in {
@@ -74,8 +78,7 @@ def make_steps(model: torch.nn.Module, batch: Tensor) -> dict[str, Step]:
         "flatopt, exact": {"difference": "exact"},
     }.items():
         net = copy.deepcopy(model)
-        o = GradRegOptimizer(adamw(net), ratio=1.0, **options)
-        steps[name] = lambda closure=closure_for(net, o), o=o: o.step(closure)  # type: ignore[misc]
+        steps[name] = stepping(net, GradRegOptimizer(adamw(net), ratio=1.0, **options))
     try:
         from pytorch_optimizer import SAM
     except ImportError:

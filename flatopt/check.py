@@ -1,4 +1,4 @@
-"""gradreg_check: like torch.autograd.gradcheck, for GR: is the difference accurate on YOUR model?"""
+"""gradreg_check: torch.autograd.gradcheck for GR: is the difference accurate on YOUR model?"""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -9,8 +9,15 @@ from torch import Tensor, nn
 
 from flatopt.difference import DIFFERENCES
 from flatopt.measure import gradient, hessian_product
-from flatopt.perturb import DEFAULT_RADIUS, RNGState, displaced, dot, looks_low_precision, norm
-from flatopt.perturb import LOW_PRECISION
+from flatopt.perturb import (
+    DEFAULT_RADIUS,
+    LOW_PRECISION,
+    RNGState,
+    displaced,
+    dot,
+    looks_low_precision,
+    norm,
+)
 
 GRID = (1e-7, 1e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 
@@ -88,7 +95,8 @@ def gradreg_check(
         raise_error: raise below `min_cosine`; otherwise only report.
 
     Returns:
-        `CheckResult`; print it for the table. Parameters and ``.grad`` are unchanged.
+        `CheckResult`; print it for the table. Parameters, ``.grad`` and the state of the random
+        number generators are unchanged.
 
     Raises:
         ValueError: the cosine is below `min_cosine`; the message gives the radius to use.
@@ -103,14 +111,34 @@ def gradreg_check(
     """
     if difference not in ("forward", "central"):
         raise ValueError(f"difference must be 'forward' or 'central', got {difference!r}")
-    given = model.parameters() if isinstance(model, nn.Module) else model
+    given = list(model.parameters() if isinstance(model, nn.Module) else model)
     left_out = {id(p) for p in exclude}
     params = [p for p in given if p.requires_grad and id(p) not in left_out]
     if not params:
         raise ValueError("no parameter to check: all are frozen or excluded")
 
     rng = RNGState.capture([p.device for p in params])
+    held = [p.grad for p in given]
+    try:
+        for p in given:
+            p.grad = None
+        result = _measure(params, closure, radius, difference, rng)
+    finally:
+        rng.restore()
+        for p, grad in zip(given, held, strict=True):
+            p.grad = grad
+    if raise_error and not result.used.cosine >= min_cosine:
+        raise ValueError(_advice(result, min_cosine))
+    return result
 
+
+def _measure(
+    params: list[Tensor],
+    closure: Callable[[], object],
+    radius: float | None,
+    difference: str,
+    rng: RNGState,
+) -> CheckResult:
     def same_gradient() -> list[Tensor]:
         rng.restore()
         return gradient(closure, params)
@@ -122,9 +150,7 @@ def gradreg_check(
             f"the gradient's norm is {length}: nothing to check. The closure must compute the loss "
             "and call loss.backward(), on a batch with a signal"
         )
-    low = any(p.dtype in LOW_PRECISION for p in params) or looks_low_precision(
-        [t.to(p.dtype) if p.dtype in LOW_PRECISION else t for t, p in zip(g, params, strict=True)]
-    )
+    low = any(p.dtype in LOW_PRECISION for p in params) or bool(looks_low_precision(g))
     rng.restore()
     exact = hessian_product(closure, params, g)
     size = float(norm(exact))
@@ -141,8 +167,10 @@ def gradreg_check(
     }
     finite = [r for r in results.values() if math.isfinite(r.error)]
     if not finite:
-        raise RuntimeError("no step length gave a finite gradient; the loss is not finite near theta")
-    result = CheckResult(
+        raise RuntimeError(
+            "no step length gave a finite gradient; the loss is not finite near theta"
+        )
+    return CheckResult(
         used=results[radius],
         best=min(finite, key=lambda r: r.error),
         grid=tuple(results.values()),
@@ -150,9 +178,6 @@ def gradreg_check(
         product_norm=size,
         low_precision=low,
     )
-    if raise_error and not result.used.cosine >= min_cosine:
-        raise ValueError(_advice(result, min_cosine))
-    return result
 
 
 def _judge(

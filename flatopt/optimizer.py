@@ -99,7 +99,7 @@ class GradRegOptimizer(Optimizer):
         if isinstance(strength, (int, float)):
             _check_range("strength", strength, minimum=0.0)
         elif strength is not None and not callable(strength):
-            raise TypeError(f"strength must be a number or a callable of the step, got {strength!r}")
+            raise TypeError(f"strength must be a number or a callable of step, got {strength!r}")
         for name, value in (("ratio", ratio), ("radius", radius), ("eps", eps)):
             if value is not None:
                 _check_range(name, value, minimum=0.0, strict=name != "ratio")
@@ -165,6 +165,9 @@ class GradRegOptimizer(Optimizer):
                 )
             loss = self._run_closure(closure)
         elif self.passes and not self._combined:
+            if self._window is not None:  # "central" after one pass of two
+                self._window.abandon()
+                self._reset_window()
             raise RuntimeError(
                 "GradRegOptimizer.step() needs a second gradient: pass a closure, "
                 f"`optimizer.step(closure)`, or write\n{_TWO_PASSES}"
@@ -184,8 +187,11 @@ class GradRegOptimizer(Optimizer):
     def _run_closure(self, closure: Callable[[], float]) -> float:
         passes = self.passes
         rng = RNGState.capture(self._devices()) if passes else None
+        before = self._combined
         with torch.enable_grad():
             loss = closure()
+        if before and self._stale():  # left over from a step that never came
+            self._reset_window()
         if not passes or self._combined:
             return loss
         assert rng is not None
@@ -213,13 +219,18 @@ class GradRegOptimizer(Optimizer):
                 call it before ``scaler.unscale_``.
 
         Raises:
-            RuntimeError: no gradient yet, or all passes of this step already done.
-            ValueError: sparse gradients.
+            RuntimeError: no gradient yet, all passes of this step already done, or inside one.
+            ValueError: sparse or complex gradients.
         """
         if not self.passes:
             with self._kept_gradients():
                 yield
             return
+        if self._window is not None and self._window.active:
+            raise RuntimeError(
+                "perturbed() was entered inside perturbed(); one pass must end before the next:\n"
+                f"{_TWO_PASSES}"
+            )
         if self._combined and not self._stale():
             raise RuntimeError(
                 "perturbed() was already used for this step "
@@ -244,7 +255,8 @@ class GradRegOptimizer(Optimizer):
 
     def _open_window(self, scale: float) -> Window:
         excluded = self._excluded_ids()
-        params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        every = [p for group in self.param_groups for p in group["params"]]
+        params = [p for p in every if p.grad is not None]
         if not params:
             raise RuntimeError(
                 "perturbed() found no gradient: call backward() on the loss before it. Write\n"
@@ -252,8 +264,13 @@ class GradRegOptimizer(Optimizer):
             )
         if any(p.grad.is_sparse for p in params):
             raise ValueError(
-                "GR needs dense gradients: build the embedding with sparse=False, or give "
-                "exclude=... and a base that takes both kinds"
+                "GR needs dense gradients: build the layer with sparse=False, as in "
+                "torch.nn.Embedding(..., sparse=False)"
+            )
+        if any(p.is_complex() for p in params):
+            raise ValueError(
+                "GR needs real parameters: keep the complex ones as real pairs, "
+                "torch.view_as_real(p), or leave them to a second optimizer"
             )
         moved = [p for p in params if id(p) not in excluded]
         kept = [p for p in params if id(p) in excluded]
@@ -261,6 +278,7 @@ class GradRegOptimizer(Optimizer):
         return Window(
             moved,
             kept,
+            [p for p in every if p.grad is None],
             self.difference,
             radius=None if self.eps is not None else self._radius_for(moved, low),
             eps=self.eps,
@@ -283,7 +301,8 @@ class GradRegOptimizer(Optimizer):
         # A gradient that is not finite would ruin the weights and the base's moments. Under a
         # scaler it must stay visible: the scaler skips the step and lowers its scale.
         self._skip_base = window.bad_gradient
-        self._mark = [(p, p.grad, p.grad._version) for p in window.moved if p.grad is not None][:1]
+        first = (window.moved or window.kept)[0]
+        self._mark = [(first, first.grad, first.grad._version)] if first.grad is not None else []
 
     # ---- strength and precision -----------------------------------------------------------------
 
@@ -296,8 +315,8 @@ class GradRegOptimizer(Optimizer):
             value = 1.0 if self.ratio_rule.ratio else 0.0
         else:
             value = float(self.strength(step)) if callable(self.strength) else float(self.strength)  # type: ignore[arg-type]
-            if not value >= 0.0:
-                raise ValueError(f"strength({step}) returned {value}; it must be >= 0")
+            if not 0.0 <= value < float("inf"):
+                raise ValueError(f"strength({step}) returned {value}; it must be finite and >= 0")
         return value * (min(step / self.warmup, 1.0) if self.warmup else 1.0)
 
     def _why_plain(self) -> str:
@@ -308,11 +327,10 @@ class GradRegOptimizer(Optimizer):
     def _is_low_precision(self, params: list[Tensor]) -> bool:
         if self._low_precision is None:
             grads = [p.grad for p in params if p.grad is not None]
-            self._low_precision = (
-                any(p.dtype in LOW_PRECISION for p in params)
-                or any(torch.is_autocast_enabled(d.type) for d in {p.device for p in params})
-                or looks_low_precision(grads)
+            low: bool | None = any(p.dtype in LOW_PRECISION for p in params) or any(
+                torch.is_autocast_enabled(d.type) for d in {p.device for p in params}
             )
+            self._low_precision = low or looks_low_precision(grads)
             if self._low_precision and self.eps is not None and not self._warned_eps:
                 self._warned_eps = True
                 warnings.warn(
@@ -322,7 +340,7 @@ class GradRegOptimizer(Optimizer):
                     f"radius {DEFAULT_RADIUS[torch.bfloat16]:g} is a step the weights can hold.",
                     stacklevel=5,
                 )
-        return self._low_precision
+        return bool(self._low_precision)
 
     def _radius_for(self, params: list[Tensor], low: bool) -> float:
         if self.radius is not None:
@@ -353,6 +371,11 @@ class GradRegOptimizer(Optimizer):
                     )
                 excluded.add(id(item))
                 continue
+            if not isinstance(item, str):
+                raise TypeError(
+                    f"exclude takes parameters and names, got {type(item).__name__}; for a module "
+                    "write exclude=module.parameters()"
+                )
             found = [p for n, p in names.items() if n == item or n.startswith(item + ".")]
             if not found:
                 hint = (
@@ -387,7 +410,7 @@ class GradRegOptimizer(Optimizer):
         self._mark: list[tuple[Tensor, Tensor, int]] = []
 
     def _stale(self) -> bool:
-        """True where the combined gradient was replaced or cleared without a step (a skipped one)."""
+        """True where the combined gradient was replaced or cleared and no step came between."""
         return any(p.grad is not g or g._version != version for p, g, version in self._mark)
 
     def _check_unscaled_rule(self) -> None:
@@ -407,7 +430,7 @@ class GradRegOptimizer(Optimizer):
         return self.base.param_groups
 
     @param_groups.setter
-    def param_groups(self, value: list[dict[str, Any]]) -> None:
+    def param_groups(self, value: list[dict[str, Any]]) -> None:  # type: ignore[override]
         self.base.param_groups = value
 
     @property
@@ -416,7 +439,7 @@ class GradRegOptimizer(Optimizer):
         return self.base.state
 
     @state.setter
-    def state(self, value: Any) -> None:
+    def state(self, value: Any) -> None:  # type: ignore[override]
         self.base.state = value
 
     @property
@@ -490,7 +513,8 @@ class GradRegOptimizer(Optimizer):
 
     def __repr__(self) -> str:
         rule = f"ratio={self.ratio_rule.ratio}" if self.ratio_rule else f"strength={self.strength}"
-        return f"GradRegOptimizer({rule}, difference={type(self.difference).__name__}, {self.base!r})"
+        kind = type(self.difference).__name__
+        return f"GradRegOptimizer({rule}, difference={kind}, {self.base!r})"
 
     def _add_hook_tables(self) -> None:
         for kind in ("step_pre", "step_post"):
@@ -500,7 +524,7 @@ class GradRegOptimizer(Optimizer):
                 setattr(self, f"_optimizer_{kind}_{when}_hooks", OrderedDict())
 
 
-# ---- checks ---------------------------------------------------------------------------------------
+# ---- checks -------------------------------------------------------------------------------------
 
 
 def _check_base(base: Optimizer) -> None:

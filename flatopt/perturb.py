@@ -30,7 +30,7 @@ def _local(value: Tensor) -> Tensor:
     return value.full_tensor() if hasattr(value, "full_tensor") else value  # type: ignore[operator]
 
 
-def _sum_squares(norms: Sequence[Tensor], device: torch.device) -> Tensor:
+def _joint_norm(norms: Sequence[Tensor], device: torch.device) -> Tensor:
     return torch.linalg.vector_norm(torch.stack([_local(n).to(device) for n in norms]))
 
 
@@ -51,7 +51,7 @@ def norm(tensors: Sequence[Tensor]) -> Tensor:
             parts.extend(torch.linalg.vector_norm(t, dtype=wide(dtype)) for t in group)
     if len({p.dtype for p in parts}) > 1:
         parts = [p.double() for p in parts]
-    return _sum_squares(parts, tensors[0].device)
+    return _joint_norm(parts, tensors[0].device)
 
 
 @torch.no_grad()
@@ -92,7 +92,12 @@ def displaced(
             _shift(params, directions, alpha)
             length = None
             if measure:
-                length = norm([p.to(wide(p.dtype)) - b for p, b in zip(params, backup, strict=True)])
+                # one tensor at a time: a list of differences would be a third copy of the weights
+                moved = [
+                    torch.linalg.vector_norm(p.to(wide(p.dtype)) - b)
+                    for p, b in zip(params, backup, strict=True)
+                ]
+                length = _joint_norm(moved, params[0].device) if moved else None
         yield length
     finally:
         with torch.no_grad():
@@ -149,22 +154,23 @@ class RNGState:
             getattr(torch, device.type).set_rng_state(state, device)
 
 
-def looks_low_precision(grads: Sequence[Tensor], sample: int = 4096) -> bool:
+def looks_low_precision(grads: Sequence[Tensor], sample: int = 4096) -> bool | None:
     """True where float32 gradients carry only bf16/fp16 information, as autocast leaves them.
 
     Under autocast each matrix is cast to 16 bits, so its float32 gradient is a 16-bit number (or a
     sum of a few): the last bits of the mantissa are zero. In a gradient computed in float32, the
     last 4 bits are all zero in 1 element of 16. Integers and other round numbers would fool this
-    test, so only matrices count, and most of their elements must agree.
+    test, so only matrices count, and most of their elements must agree. None: too few finite
+    elements other than zero to tell.
     """
     seen = zeros = 0
     for g in grads:
         if g.dtype != torch.float32 or g.dim() < 2 or g.is_sparse or not _plain((g,)):
             continue
         flat = g.detach().reshape(-1)[:sample]
-        bits = flat.view(torch.int32)[flat != 0]
+        bits = flat.view(torch.int32)[(flat != 0) & flat.isfinite()]
         seen += bits.numel()
         zeros += int((bits & 0xF == 0).sum())
         if seen >= sample:
             break
-    return seen >= 256 and zeros > 0.5 * seen
+    return zeros > 0.5 * seen if seen >= 256 else None

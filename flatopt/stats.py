@@ -17,7 +17,7 @@ class Stats:
         perturbed_grad_norm: ||g2||, the gradient at theta' (for "exact": None).
         penalty_norm: ||strength * H g1||, the gradient of the penalty as it was used.
         penalty_ratio: penalty_norm / grad_norm.
-        strength: the strength used, after `ratio`, `warmup` and `max_ratio`; 0 on a step without GR.
+        strength: the strength used, after `ratio`, `warmup`, `max_ratio`; 0 on a step without GR.
         cosine: of g1 and g2 (for "exact": None).
         curvature: g.Hg / g.g, in loss / parameter^2.
         realised_step: length of the shift that survived rounding / the intended one. Far from 1:

@@ -8,10 +8,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from flatopt.optimizer import GradRegOptimizer
-from flatopt.perturb import RNGState
+from flatopt.perturb import DEFAULT_RADIUS, RNGState
 from flatopt.schedule import Strength
 from flatopt.stats import Stats
 
@@ -24,7 +25,7 @@ def attach(
     *,
     ratio: float | None = None,
     samples: str = "importance",
-    exclude: Iterable[str] = (),
+    exclude: str | Iterable[str] = (),
     **options: Any,
 ) -> "TrainerPlug":
     """Apply GR in a transformers Trainer, or any TRL trainer built on it. Call before train().
@@ -40,17 +41,20 @@ def attach(
         samples: for policy-gradient trainers, whose rollouts were drawn at theta, what g2 is.
             "importance" (default): the old log-probs stay those of theta, so g2 carries the ratio
             pi_theta' / pi_theta, and the penalty is that of the surrogate loss on fixed samples.
-            "score": the old log-probs are taken at theta' (ratio 1; the paper's code without
+            "score": the ratio stays what it was at theta (1 on policy; the paper's code without
             vLLM): the score-function term of the Hessian is left out. Other trainers ignore it.
-        exclude: names of parameters, or of modules, as in ``model.named_parameters()``.
+        exclude: names of parameters or modules: whole dotted parts of a name as in
+            ``model.named_parameters()``, such as "lm_head", "layers.0" or "mlp.up_proj.weight".
 
     Returns:
         A `TrainerPlug`; its ``optimizer`` is the `GradRegOptimizer` once training has begun. The
         trainer's own logs get ``gr/grad_norm``, ``gr/penalty_ratio``, ``gr/strength`` and more.
 
     Raises:
-        ValueError: fp16, DeepSpeed or FSDP (not supported here), unknown settings.
-        TypeError: not a Trainer.
+        ValueError: fp16, DeepSpeed, FSDP, LOMO or layerwise optimizers (not supported here),
+            settings that contradict each other or lie outside their range, unknown names, GR
+            attached already.
+        TypeError: not a Trainer, unknown settings.
 
     Example:
         >>> trainer = GRPOTrainer(model, rewards, args=config, train_dataset=data)  # doctest: +SKIP
@@ -58,8 +62,9 @@ def attach(
         >>> trainer.train()  # doctest: +SKIP
     """
     _check_trainer(trainer, samples)
+    exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
     settings = {"strength": strength, "ratio": ratio, **options}
-    return TrainerPlug(trainer, settings, samples, tuple(exclude))
+    return TrainerPlug(trainer, settings, samples, exclude)
 
 
 @dataclass
@@ -69,7 +74,7 @@ class _MicroBatch:
     arguments: tuple[Any, ...]
     keywords: dict[str, Any]
     attributes: dict[str, Any]
-    inputs: dict[str, Any] = field(default_factory=dict)
+    inputs: Any = field(default_factory=dict)
     rng: RNGState | None = None
     logps: Tensor | None = None
 
@@ -85,7 +90,8 @@ class TrainerPlug:
     def __init__(
         self, trainer: Any, settings: dict[str, Any], samples: str, exclude: tuple[str, ...]
     ) -> None:
-        self.trainer, self.settings, self.samples, self.exclude = trainer, settings, samples, exclude
+        self.trainer, self.settings = trainer, settings
+        self.samples, self.exclude = samples, exclude
         self.optimizer: GradRegOptimizer | None = None
         self._window: list[_MicroBatch] = []
         self._recording: _MicroBatch | None = None
@@ -93,6 +99,8 @@ class TrainerPlug:
         self._log_sums: dict[str, list[Any]] = defaultdict(list)
         _probe_settings(settings)
         self._check_names()
+        if trainer.optimizer is not None:
+            trainer.optimizer = self._with_gr(trainer.optimizer)
 
         self._training_step: Callable[..., Tensor] = trainer.training_step
         self._prepare_inputs: Callable[..., Any] = trainer._prepare_inputs
@@ -106,8 +114,6 @@ class TrainerPlug:
         if hasattr(trainer, "_get_per_token_logps_and_entropies"):
             self._logps = trainer._get_per_token_logps_and_entropies
             trainer._get_per_token_logps_and_entropies = self.logps
-        if trainer.optimizer is not None:
-            trainer.optimizer = self._wrap(trainer.optimizer)
 
     @property
     def stats(self) -> Stats:
@@ -117,12 +123,12 @@ class TrainerPlug:
     # ---- the trainer's methods, with GR ---------------------------------------------------------
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """The trainer's own optimizer, wrapped."""
+        """The trainer's own optimizer, wrapped. The trainer calls it whenever training begins."""
+        self._window.clear()  # of a training that was interrupted
+        self._log_sums.clear()
         created = self._create_optimizer(*args, **kwargs)
-        optimizer = self.trainer.optimizer if created is None else created
-        if not isinstance(optimizer, GradRegOptimizer):
-            optimizer = self._wrap(optimizer)
-            self.trainer.optimizer = optimizer
+        optimizer = self._with_gr(self.trainer.optimizer if created is None else created)
+        self.trainer.optimizer = optimizer
         return optimizer
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -156,7 +162,7 @@ class TrainerPlug:
         inputs = self._prepare_inputs(*args, **kwargs)
         if self._recording is not None:
             # A shallow copy: compute_loss may pop from it
-            self._recording.inputs = dict(inputs)
+            self._recording.inputs = copy.copy(inputs)
             self._recording.rng = RNGState.capture(self._devices())
         return inputs
 
@@ -168,7 +174,7 @@ class TrainerPlug:
         if first is not None and first.rng is not None and first.logps is None:
             first.logps = result[0].detach()
         elif self._replaying is not None and self.samples == "score":
-            _set_old_logps(self._replaying.inputs, result[0].detach())
+            _keep_ratio(self._replaying, result[0].detach())
         return result
 
     def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
@@ -211,7 +217,7 @@ class TrainerPlug:
         # As in the Trainer's own loop: DDP reduces gradients at the last micro-batch only
         context = nullcontext() if last else accelerator.no_sync(model=model)
         inputs = batch.inputs
-        batch.inputs = dict(inputs)
+        batch.inputs = copy.copy(inputs)
         self._replaying = batch
         try:
             with context:
@@ -221,6 +227,15 @@ class TrainerPlug:
 
     # ---- set-up ---------------------------------------------------------------------------------
 
+    def _with_gr(self, optimizer: Any) -> Any:
+        """GR around the optimizer, but inside accelerate's wrapper, left by an earlier train()."""
+        if optimizer is self.optimizer:
+            return optimizer
+        if type(optimizer).__module__.startswith("accelerate."):
+            optimizer.optimizer = self._with_gr(optimizer.optimizer)
+            return optimizer
+        return self._wrap(optimizer)
+
     def _wrap(self, base: Any) -> GradRegOptimizer:
         parameters = _named(self.trainer.model)
         exclude = [p for item in self.exclude for n, p in parameters.items() if _matches(n, item)]
@@ -228,7 +243,7 @@ class TrainerPlug:
         settings = dict(self.settings)
         bf16 = getattr(self.trainer.args, "bf16", False)
         if bf16 and settings.get("radius") is None and settings.get("eps") is None:
-            settings["radius"] = 3e-4  # autocast rounds theta' to 16 bits (perturb.DEFAULT_RADIUS)
+            settings["radius"] = DEFAULT_RADIUS[torch.bfloat16]  # autocast rounds theta' to 16 bits
         self.optimizer = GradRegOptimizer(
             base, exclude=[p for p in exclude if id(p) in stepped], **settings
         )
@@ -252,10 +267,8 @@ def _named(model: Any) -> dict[str, Tensor]:
 
 
 def _matches(name: str, item: str) -> bool:
-    """Whole names or whole modules; also inside the wrappers of DDP, PEFT and torch.compile."""
-    for prefix in ("module.", "_orig_mod.", "base_model.model."):
-        name = name.removeprefix(prefix)
-    return name == item or name.startswith(item + ".") or f".{name}.".find(f".{item}.") >= 0
+    """Whole dotted parts only; so it also finds names inside the wrappers of PEFT and DDP."""
+    return f".{item}." in f".{name}."
 
 
 def _scalars(trainer: Any) -> dict[str, Any]:
@@ -263,11 +276,17 @@ def _scalars(trainer: Any) -> dict[str, Any]:
     return {k: v for k, v in trainer.__dict__.items() if isinstance(v, _SCALARS)}
 
 
-def _set_old_logps(inputs: dict[str, Any], logps: Tensor) -> None:
-    if "old_logps" in inputs:  # RLOO: of the whole completion
-        inputs["old_logps"] = (logps * inputs["completion_mask"]).sum(1)
-    else:
+def _keep_ratio(batch: _MicroBatch, logps: Tensor) -> None:
+    """Old log-probs such that the ratio at theta' is the one at theta: 1 on policy."""
+    inputs = batch.inputs
+    if batch.logps is None or inputs.get("old_logps", inputs.get("old_per_token_logps")) is None:
         inputs["old_per_token_logps"] = logps
+        return
+    change = logps - batch.logps
+    if "old_logps" in inputs:  # RLOO: of the whole completion
+        inputs["old_logps"] = inputs["old_logps"] + (change * inputs["completion_mask"]).sum(1)
+    else:
+        inputs["old_per_token_logps"] = inputs["old_per_token_logps"] + change
 
 
 def _fix_old_logps(batch: _MicroBatch) -> None:
@@ -280,8 +299,6 @@ def _fix_old_logps(batch: _MicroBatch) -> None:
 
 def _probe_settings(settings: dict[str, Any]) -> None:
     """Let GradRegOptimizer refuse bad settings now, not when training begins."""
-    import torch
-
     probe = torch.nn.Parameter(torch.zeros(1))
     GradRegOptimizer(torch.optim.SGD([probe], lr=0.1), **settings)
 
@@ -299,9 +316,7 @@ def _check_trainer(trainer: Any, samples: str) -> None:
             f"attach needs a transformers Trainer; {type(trainer).__name__} has no {missing}. "
             "For your own loop, wrap the optimizer: GradRegOptimizer(optimizer)"
         )
-    if isinstance(getattr(trainer, "training_step", None), type(attach)) or isinstance(
-        getattr(trainer.training_step, "__self__", None), TrainerPlug
-    ):
+    if isinstance(getattr(trainer.training_step, "__self__", None), TrainerPlug):
         raise ValueError("this trainer already has GR attached")
     args = trainer.args
     if getattr(args, "fp16", False):
@@ -316,6 +331,13 @@ def _check_trainer(trainer: Any, samples: str) -> None:
         )
     if getattr(trainer, "is_fsdp_enabled", False):
         raise ValueError("attach does not support FSDP yet; use DDP (torchrun) instead")
+    optim = getattr(args, "optim", "")
+    optim = getattr(optim, "value", optim)  # an enum
+    if isinstance(optim, str) and ("lomo" in optim or "layerwise" in optim):
+        raise ValueError(
+            f"optim={optim!r} updates each weight during the backward pass, before the gradient is "
+            'whole; use an optimizer that steps after it, such as optim="adamw_torch"'
+        )
     epsilon = getattr(args, "epsilon", None)
     if isinstance(epsilon, float) and epsilon < 1e-2:
         warnings.warn(

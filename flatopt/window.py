@@ -11,12 +11,15 @@ from flatopt.difference import Difference, Exact, differentiable, product
 from flatopt.perturb import displaced, dot, norm, wide
 from flatopt.stats import Stats
 
+FLOAT32_MAX = torch.finfo(torch.float32).max
+
 
 class Window:
     """Takes g1 from ``.grad``, runs the passes of a `Difference`, leaves the sum in ``.grad``.
 
     Args:
         moved: the parameters that are perturbed; kept: the excluded ones. All have a ``.grad``.
+        unused: the parameters without a ``.grad``; they have none afterwards either.
         difference: where gradients are taken and how they combine.
         radius: shift relative to ||theta||; or eps: multiple of the (unscaled) gradient.
         scale: factor on all gradients (a GradScaler's loss scale); does not enter the penalty.
@@ -29,6 +32,7 @@ class Window:
         self,
         moved: Sequence[Tensor],
         kept: Sequence[Tensor],
+        unused: Sequence[Tensor],
         difference: Difference,
         *,
         radius: float | None,
@@ -36,18 +40,21 @@ class Window:
         scale: float,
         measure: bool,
     ) -> None:
-        self.moved, self.kept, self.difference = list(moved), list(kept), difference
+        self.moved, self.kept, self.unused = list(moved), list(kept), list(unused)
+        self.difference = difference
         self.scale, self.measure = scale, measure
         self.g1 = [_grad(p).to(wide(p.dtype), copy=True) for p in self.moved]
         self.kept_grads = [_grad(p).clone() for p in self.kept]
         self.grads: list[list[Tensor]] = []  # one list per finished pass
         self.absent: list[bool] = [False] * len(self.moved)  # no gradient in some pass
+        self.late: set[int] = set()  # ids of unused parameters with a gradient in some pass
+        self.active = False  # inside a pass
         self.shift_norm: Tensor | None = None
 
         # One wait for the device: whether to shift at all is decided on the host.
-        sizes = [norm(self.g1), norm(self.moved)] if self.moved else [torch.zeros(()), torch.ones(())]
-        self.grad_norm = sizes[0] / scale
-        length, theta = (float(s) for s in sizes)
+        grad_norm = norm(self.g1) if self.moved else torch.zeros(())
+        length, theta = float(grad_norm), float(norm(self.moved)) if self.moved else 1.0
+        self.grad_norm = grad_norm / scale
         every_grad = length + (float(norm(self.kept_grads)) if self.kept else 0.0)
         self.bad_gradient = not math.isfinite(every_grad)
         self.why: str | None = None
@@ -64,6 +71,8 @@ class Window:
                 # All weights zero: nothing to be relative to; the shift is then `radius` long.
                 self.eps = (radius or 0.0) * (theta or 1.0) * scale / length
         self.alpha = self.eps / scale
+        if self.alpha > FLOAT32_MAX:
+            self.why, self.alpha = "the gradient is too small to step along", 0.0
         self.radius = self.alpha * length / theta if theta else self.alpha * length
 
     @property
@@ -73,6 +82,19 @@ class Window:
     @contextmanager
     def next_pass(self) -> Iterator[None]:
         """One pass: shifted parameters and empty gradients inside, both put back outside."""
+        self.active = True
+        try:
+            with self._pass():
+                yield
+        finally:
+            self.active = False
+            for p in self.unused:
+                if p.grad is not None:  # g2 alone: the base must not take it for a gradient
+                    self.late.add(id(p))
+                    p.grad = None
+
+    @contextmanager
+    def _pass(self) -> Iterator[None]:
         point = self.difference.points[len(self.grads)]
         for p in (*self.moved, *self.kept):
             p.grad = None
@@ -91,9 +113,11 @@ class Window:
             self.shift_norm = length if measure else self.shift_norm
             found = [p.grad for p in self.moved]
         self.absent = [a or g is None for a, g in zip(self.absent, found, strict=True)]
+        # A gradient buffer that the next pass may reuse (DDP's buckets) must be copied.
+        last = len(self.grads) + 1 == len(self.difference.points)
         self.grads.append(
             [
-                torch.zeros_like(g1) if g is None else g.detach().to(g1.dtype)
+                torch.zeros_like(g1) if g is None else g.detach().to(g1.dtype, copy=not last)
                 for g, g1 in zip(found, self.g1, strict=True)
             ]
         )
@@ -109,7 +133,7 @@ class Window:
 
     def _restore_kept(self) -> None:
         for p, g in zip(self.kept, self.kept_grads, strict=True):
-            if p.grad is None:
+            if p.grad is None or p.grad.requires_grad:
                 p.grad = g
             else:
                 p.grad.copy_(g)
@@ -136,24 +160,24 @@ class Window:
         grad_norm = float(self.grad_norm)
         product_norm = factor * float(d_norm)
         if not math.isfinite(product_norm):
-            self.abandon()
-            return Stats(
-                grad_norm=self.grad_norm,
-                strength=0.0,
-                radius=self.radius,
-                skipped="the gradient at theta' is not finite; the step is plain",
-            )
+            return self._plain("the gradient at theta' is not finite; the step is plain")
         strength = strength_for(grad_norm, product_norm)
         if max_ratio is not None and strength * product_norm > max_ratio * grad_norm:
             strength = max_ratio * grad_norm / product_norm
-        self._write(d, strength * factor * self.scale)
+        weight = strength * factor * self.scale
+        if not (math.isfinite(strength * product_norm) and weight <= FLOAT32_MAX):
+            return self._plain("the penalty is not finite; the step is plain")
+        self._write(d, weight)
         return self._stats(strength, factor, d_norm, along)
+
+    def _plain(self, why: str) -> Stats:
+        self.abandon()
+        return Stats(grad_norm=self.grad_norm, strength=0.0, radius=self.radius, skipped=why)
 
     def _write(self, d: list[Tensor], weight: float) -> None:
         for p, a, b in zip(self.moved, self.g1, d, strict=True):
-            if p.grad is None:
-                p.grad = torch.add(a, b, alpha=weight).to(p.dtype)
-            elif p.grad.requires_grad:  # a gradient with a graph, from the exact product
+            # a gradient that requires grad has a graph, from the exact product
+            if p.grad is None or p.grad.requires_grad:
                 p.grad = torch.add(a, b, alpha=weight).to(p.dtype)
             elif p.grad.dtype == a.dtype:
                 torch.add(a, b, alpha=weight, out=p.grad)
@@ -183,9 +207,12 @@ class Window:
             stats.cosine = (n**2 + share * along) / (n * g2)
             if self.shift_norm is not None:
                 stats.realised_step = self.shift_norm / (self.alpha * n)
-        missing = sum(self.absent)
-        if missing:
-            stats.skipped = f"{missing} parameter(s) had no gradient at theta'; they step with g1"
+        notes = []
+        if any(self.absent):
+            notes.append(f"{sum(self.absent)} parameter(s) had no gradient at theta': step with g1")
+        if self.late:
+            notes.append(f"{len(self.late)} parameter(s) had no gradient at theta: no step")
+        stats.skipped = "; ".join(notes) or None
         return stats
 
 

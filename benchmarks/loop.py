@@ -1,0 +1,67 @@
+"""What GR adds to a step of the judge loop, in CPU time.
+
+    python -m benchmarks.loop --rounds 5 --steps 20
+
+Trainings without and with GR alternate in one process on one thread; each is timed inside
+``trainer.train()``, so loading is left out. Generation and judging happen once in both.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+
+def seconds_per_step(method: str, steps: int, seed: int) -> float:
+    """CPU seconds per gradient step of one short training in the tiny judge world."""
+    from integrations.loop import make_trainer
+    from integrations.results import Setting, make_arm
+
+    config = {"save_strategy": "no"}
+    arm = make_arm(Setting(method, method, config, steps=steps), seed=seed, judge=100)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer, _ = make_trainer(arm, Path(folder))
+        begin = time.process_time()
+        trainer.train()
+        return (time.process_time() - begin) / steps
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--methods", nargs="+", default=["none", "kl", "gr", "gr+kl"])
+    parser.add_argument("--json", type=Path, help="write the table as JSON")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    seconds: dict[str, list[float]] = {name: [] for name in args.methods}
+    for number in range(args.rounds + 1):  # the first round warms up
+        for name in args.methods:
+            value = seconds_per_step(name, args.steps, seed=100)
+            if number:
+                seconds[name].append(value)
+    base = statistics.median(seconds[args.methods[0]])
+    rows = []
+    print(f"{'method':<10}{'ms per step':>12}{'x ' + args.methods[0]:>10}")
+    for name, values in seconds.items():
+        value = statistics.median(values)
+        rows.append(
+            {
+                "method": name,
+                "milliseconds": round(value * 1e3, 1),
+                "ratio": round(value / base, 3),
+                "rounds": [round(v * 1e3, 1) for v in values],
+            }
+        )
+        print(f"{name:<10}{value * 1e3:>12.1f}{value / base:>10.2f}")
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""What each method name means as settings of TRL's GRPOConfig and of flatopt.attach."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+PARTS = {
+    "none": "the reward alone",
+    "kl": "a KL term to the starting policy (beta)",
+    "reset": "a KL term whose reference is reset to the policy every ref_model_sync_steps steps",
+    "gr": "gradient regularization by flatopt.attach",
+    "true": "control: the true reward is trained on, the proxy is only watched",
+}
+# set by the method, so a value on the command line would make its name a lie
+RESERVED = ("output_dir", "seed", "reward_weights", "sync_ref_model")
+KL_FIELDS = ("beta", "ref_model_sync_steps", "ref_model_mixup_alpha")
+GR_FIELDS = (
+    "ratio", "strength", "radius", "eps", "difference", "samples", "exclude", "max_ratio", "every",
+)  # fmt: skip
+EITHER_OR = (("ratio", "strength"), ("radius", "eps"))
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method as settings: fields of GRPOConfig, and arguments of flatopt.attach or None."""
+
+    name: str
+    config: dict[str, Any] = field(default_factory=dict)
+    gr: dict[str, Any] | None = None
+
+
+def split(name: str) -> tuple[str, ...]:
+    """The parts of a method name, in a fixed order; ValueError for a name that makes no sense.
+
+    >>> split("kl+gr")
+    ('gr', 'kl')
+    """
+    parts = name.split("+")
+    for part in parts:
+        if part not in PARTS:
+            known = ", ".join(PARTS)
+            raise ValueError(f"unknown method {part!r}; known: {known}, and '+' as in gr+kl")
+    if len(set(parts)) < len(parts):
+        raise ValueError(f"method {name!r} names a part twice")
+    if "none" in parts and len(parts) > 1:
+        raise ValueError(f"method {name!r}: none stands alone")
+    if {"kl", "reset"} <= set(parts):
+        raise ValueError(f"method {name!r}: reset already has a KL term, write it without kl")
+    return tuple(part for part in ("true", "gr", "kl", "reset", "none") if part in parts)
+
+
+def _merge(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """`given` over `defaults`, where giving one of two alternatives drops the other's default."""
+    merged = dict(defaults)
+    for pair in EITHER_OR:
+        if sum(name in given for name in pair) == 2:
+            raise ValueError(f"give --{pair[0]} or --{pair[1]}, not both")
+        if any(name in given for name in pair):
+            for name in pair:
+                merged.pop(name, None)
+    return merged | given
+
+
+def resolve(
+    name: str,
+    trainer: dict[str, Any],
+    recipe: dict[str, dict[str, Any]],
+    given: dict[str, Any],
+    given_gr: dict[str, Any],
+) -> Method:
+    """The settings of one method: the command line wins over the recipe's part for the method,
+    which wins over the recipe's part for the trainer.
+
+    `beta` and the reset's fields reach only methods with a KL term: `none` must stay none.
+    """
+    parts = split(name)
+    config = dict(trainer)
+    config["beta"] = 0.0
+    config["reward_weights"] = [0.0, 1.0] if "true" in parts else [1.0, 0.0]
+    kl = next((part for part in parts if part in ("kl", "reset")), None)
+    if kl:
+        config |= {"beta": 0.1} | recipe.get(kl, {})
+    if kl == "reset":
+        config["sync_ref_model"] = True
+        config.setdefault("ref_model_mixup_alpha", 1.0)  # the reference becomes the policy itself
+        config.setdefault("ref_model_sync_steps", 50)
+    config |= {k: v for k, v in given.items() if kl or k not in KL_FIELDS}
+    if kl and not config["beta"] > 0:
+        raise ValueError(f"method {name!r} needs beta > 0, got {config['beta']}")
+    gr = _merge(recipe.get("gr", {}), given_gr) if "gr" in parts else None
+    if gr is not None and not ({"ratio", "strength"} & set(gr)):
+        raise ValueError("method gr needs --ratio or --strength (or one of them in the recipe)")
+    return Method("+".join(parts), config, gr)
+
+
+def check_used(methods: list[str], given: dict[str, Any], given_gr: dict[str, Any]) -> None:
+    """ValueError when an option was given that none of the methods uses."""
+    parts = {part for name in methods for part in split(name)}
+    for name in given:
+        if name in RESERVED:
+            raise ValueError(f"--{name} is set by the method; choose the method with --method")
+        if name in KL_FIELDS and not parts & {"kl", "reset"}:
+            raise ValueError(f"--{name} has no effect: no method has a KL term (kl, reset)")
+    if given_gr and "gr" not in parts:
+        names = ", ".join(f"--{name}" for name in given_gr)
+        raise ValueError(f"{names}: no effect, since gr is not among the methods")

@@ -1,0 +1,147 @@
+"""Runs arms in one or several processes and shows one line of live progress for each."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import queue
+import traceback
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from .loop import Arm, run_arm
+from .worlds.judge import build_judge, build_policy
+
+_channel: Any = None  # where messages go: in a worker process, the queue to the parent
+
+
+def _connect(channel: Any) -> None:
+    global _channel
+    _channel = channel
+
+
+def _say(name: str, done: int, total: int, text: str = "") -> None:
+    _channel.put((name, done, total, text))
+
+
+def _build(settings: Any, threads: int) -> None:
+    """Build one policy or judge into the cache."""
+    import torch
+
+    from .loop import quiet
+    from .worlds.judge import PolicySettings
+
+    quiet()
+    torch.set_num_threads(threads)
+
+    def say(name: str, done: int, total: int) -> None:
+        if done % 10 == 0 or done == total:
+            _say(name, done, total, "learning from demonstrations")
+
+    if isinstance(settings, PolicySettings):
+        build_policy(settings, say)
+    else:
+        build_judge(settings, say)
+
+
+def _run(arm: Arm, folder: Path) -> None:
+    total = int(arm.config["max_steps"])
+
+    def say(row: dict[str, Any]) -> None:
+        _say(arm.name, row["step"], total, f"proxy {row['proxy']:.2f} true {row['true']:.2f}")
+
+    _say(arm.name, 0, total, "starting")
+    run_arm(arm, folder, say)
+
+
+class _Screen:
+    """Progress lines, fed by messages: (name, done, total, text)."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.lines: dict[str, TaskID] = {}
+
+    def put(self, message: tuple[str, int, int, str]) -> None:
+        name, done, total, text = message
+        if name not in self.lines:
+            self.lines[name] = self.progress.add_task(name, total=total, text=text)
+        self.progress.update(self.lines[name], completed=done, text=text)
+
+    def drain(self, channel: Any, wait: float) -> None:
+        """Show what has arrived; wait for a first message up to `wait` seconds."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self.put(channel.get(timeout=wait))
+                wait = 0.0
+
+
+def _message(error: BaseException) -> str:
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    at = f" ({Path(last[0].filename).name}:{last[0].lineno})" if last else ""
+    return f"{type(error).__name__}: {error}{at}"
+
+
+Call = tuple[Any, ...]  # a function and its arguments
+
+
+def _here(calls: dict[str, Call], screen: _Screen) -> dict[str, str]:
+    """Run the calls one after the other in this process."""
+    _connect(screen)
+    failed = {}
+    for name, (function, *arguments) in calls.items():
+        try:
+            function(*arguments)
+        except Exception as error:  # the other runs go on; the message is reported at the end
+            failed[name] = _message(error)
+    return failed
+
+
+def _there(calls: dict[str, Call], screen: _Screen, pool: Any, channel: Any) -> dict[str, str]:
+    """Run the calls in the worker processes."""
+    failed = {}
+    waiting = {name: pool.submit(*call) for name, call in calls.items()}
+    while waiting:
+        screen.drain(channel, 0.5)
+        for name in [name for name, task in waiting.items() if task.done()]:
+            error = waiting.pop(name).exception()
+            if error is not None:
+                failed[name] = _message(error)
+    screen.drain(channel, 0.05)
+    return failed
+
+
+def run_all(waiting: list[tuple[Arm, Path]], jobs: int) -> dict[str, str]:
+    """Build the policies and judges, then run the arms; the messages of the arms that failed."""
+    if not waiting:
+        return {}
+    threads = waiting[0][0].threads
+    settings = dict.fromkeys(s for arm, _ in waiting for s in (arm.policy, arm.judge))
+    builds: dict[str, Call] = {str(s): (_build, s, threads) for s in settings}
+    runs: dict[str, Call] = {arm.name: (_run, arm, folder) for arm, folder in waiting}
+    columns = (
+        TextColumn("{task.description:24}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}"),
+    )
+    with Progress(*columns) as progress:
+        screen = _Screen(progress)
+        if jobs == 1:
+            return _here(builds, screen) or _here(runs, screen)
+        context = multiprocessing.get_context("spawn")
+        with context.Manager() as manager:
+            channel = manager.Queue()
+            with ProcessPoolExecutor(jobs, context, _connect, (channel,)) as pool:
+                failed = _there(builds, screen, pool, channel)
+                return failed or _there(runs, screen, pool, channel)

@@ -1,0 +1,90 @@
+"""Recipes: YAML files with every setting of a scenario, checked key by key before work begins."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .methods import GR_FIELDS, KL_FIELDS
+from .worlds.judge import JudgeSettings, PolicySettings
+
+FOLDER = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The parts of a recipe file; see recipes/judge-tiny.yaml for what each key means."""
+
+    steps: int
+    policy: dict[str, Any] = field(default_factory=dict)
+    judge: dict[str, Any] = field(default_factory=dict)
+    trainer: dict[str, Any] = field(default_factory=dict)
+    methods: dict[str, dict[str, Any]] = field(default_factory=dict)
+    threads: int = 1
+
+
+def find(name: str, scenario: str = "judge") -> Path:
+    """The file of a recipe: a path, or the name of one that comes with the project."""
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name)
+        if not path.is_file():
+            raise ValueError(f"recipe {name}: no such file")
+        return path
+    path = FOLDER / f"{scenario}-{name}.yaml"
+    if not path.is_file():
+        known = sorted(p.stem.removeprefix(f"{scenario}-") for p in FOLDER.glob(f"{scenario}-*"))
+        raise ValueError(f"unknown recipe {name!r}; known: {', '.join(known)}, or a .yaml file")
+    return path
+
+
+def _check(keys: Any, known: Collection[str], where: str) -> None:
+    if not isinstance(keys, dict):
+        raise ValueError(f"{where}: expected 'key: value' lines, got {keys!r}")
+    unknown = sorted(set(keys) - set(known))
+    if unknown:
+        raise ValueError(f"{where}: unknown key {', '.join(unknown)}; known: {sorted(known)}")
+
+
+def _names(cls: Any, *without: str) -> set[str]:
+    return {f.name for f in dataclasses.fields(cls)} - set(without)
+
+
+def _numbers(given: dict[str, Any], cls: Any, where: str) -> dict[str, Any]:
+    """The values as the dataclass declares them, so that `1` and `1.0` name the same cache."""
+    kinds = {f.name: type(f.default) for f in dataclasses.fields(cls)}
+    values = {}
+    for name, value in given.items():
+        try:
+            values[name] = kinds[name](value)
+        except (TypeError, ValueError):
+            raise ValueError(f"{where}: {name} must be a number, got {value!r}") from None
+    return values
+
+
+def load(name: str) -> Recipe:
+    """Read and check a recipe; ValueError says which key is wrong."""
+    import yaml
+
+    path = find(name)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"recipe {path.name}: not valid YAML: {error}") from None
+    where = f"recipe {path.name}"
+    _check(data, {f.name for f in dataclasses.fields(Recipe)}, where)
+    if not isinstance(data.get("steps"), int) or data["steps"] < 1:
+        raise ValueError(f"{where}: steps must be a whole number of at least 1")
+    for part in ("policy", "judge", "trainer", "methods"):
+        data[part] = data.get(part) or {}
+    _check(data["policy"], _names(PolicySettings, "seed", "version"), f"{where}, policy")
+    _check(data["judge"], _names(JudgeSettings, "index", "version"), f"{where}, judge")
+    _check(data["methods"], {"kl", "reset", "gr"}, f"{where}, methods")
+    for method, options in data["methods"].items():
+        known = GR_FIELDS if method == "gr" else KL_FIELDS
+        _check(options, known, f"{where}, methods, {method}")
+    data["policy"] = _numbers(data["policy"], PolicySettings, where)
+    data["judge"] = _numbers(data["judge"], JudgeSettings, where)
+    return Recipe(**data)

@@ -1,0 +1,265 @@
+"""Runs every experiment behind docs/results/judge.md: tuning, choice of settings, reporting.
+
+    python -m integrations.results --output runs/results --jobs 2
+
+Settings are chosen on the tuning seeds and judges only; each method has the same number of
+candidates (4) and the same number of tuning runs. Everything is resumable: finished runs are kept.
+The rule of choice, fixed beforehand: the highest final true reward, mean over the tuning runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import multiprocessing
+import os
+import statistics
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import methods
+from .cache import write_text
+from .recipe import load
+
+TUNING = ((50, 50), (51, 51))  # (seed, judge)
+MAIN = tuple((seed, judge) for judge in (0, 1) for seed in range(5))
+THREE = ((0, 0), (1, 1), (2, 0))
+ONE = ((0, 0),)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One column of a comparison: a method and what it changes in the recipe."""
+
+    label: str
+    method: str
+    config: dict[str, Any] = field(default_factory=dict)  # fields of GRPOConfig
+    gr: dict[str, Any] = field(default_factory=dict)  # arguments of flatopt.attach
+    recipe: str = "tiny"
+    steps: int | None = None
+
+
+def candidates() -> dict[str, list[Setting]]:
+    """Four settings of each tuned method."""
+
+    def several(family: str, method: str, options: list[dict[str, Any]]) -> list[Setting]:
+        made = []
+        for option in options:
+            gr = {k: v for k, v in option.items() if k in methods.GR_FIELDS}
+            config = {k: v for k, v in option.items() if k not in gr}
+            text = ",".join(f"{k}={v:g}" for k, v in option.items())
+            made.append(Setting(f"{family} {text}", method, config, gr))
+        return made
+
+    betas = (0.01, 0.03, 0.1, 0.3)
+    return {
+        "kl": several("kl", "kl", [{"beta": b} for b in betas]),
+        "reset": several(
+            "reset",
+            "reset",
+            [{"beta": b, "ref_model_sync_steps": k} for b in (0.1, 0.3) for k in (25, 75)],
+        ),
+        "gr": several("gr", "gr", [{"ratio": r} for r in (0.5, 1.0, 2.0, 4.0)]),
+        "gr strength": several("gr", "gr", [{"strength": s} for s in (0.05, 0.2, 0.8, 3.2)]),
+        "gr+kl": several("gr+kl", "gr+kl", [{"ratio": 1.0, "beta": b} for b in betas]),
+        "small lr": several("lr", "none", [{"learning_rate": x} for x in LOWER_RATES]),
+        "clip": several("clip", "none", [{"max_grad_norm": x} for x in (0.01, 0.03, 0.1, 0.3)]),
+        "entropy": several(
+            "entropy", "none", [{"entropy_coef": x} for x in (0.001, 0.003, 0.01, 0.03)]
+        ),
+    }
+
+
+LOWER_RATES = (1e-5, 2e-5, 4e-5, 8e-5)
+
+
+def reported(chosen: dict[str, Setting]) -> list[tuple[Setting, Sequence[tuple[int, int]]]]:
+    """Every reported setting with its (seed, judge) pairs; none of them was tuned on."""
+    gr, kl, both = chosen["gr"], chosen["kl"], chosen["gr+kl"]
+    main = [Setting("none", "none"), kl, gr, both]
+    plan: list[tuple[Setting, Sequence[tuple[int, int]]]] = [(s, MAIN) for s in main]
+    plan += [(s, THREE) for s in candidates()["kl"] if s != kl]
+    others = ("reset", "gr strength", "small lr", "clip", "entropy")
+    plan += [(chosen[name], THREE) for name in others]
+    ratio = gr.gr["ratio"]
+    plan += [
+        (Setting("gr, samples=score", "gr", gr={**gr.gr, "samples": "score"}), THREE),
+        (Setting("gr, overdose", "gr", gr={**gr.gr, "ratio": 10 * ratio}), THREE),
+        (Setting("gr, all parameters", "gr", gr={**gr.gr, "exclude": []}), THREE),
+    ]
+    plan += [
+        (Setting("true", "true"), [*MAIN[:5]]),
+        (Setting("true+gr", "true+gr", gr=gr.gr), [*MAIN[:5]]),
+        (Setting("true+kl", "true+kl", config=kl.config), [*MAIN[:5]]),
+    ]
+    for world in ("weak", "strong"):
+        plan += [
+            (Setting(f"{s.label} ({world})", s.method, s.config, s.gr, recipe=world), THREE)
+            for s in main
+        ]
+    twice = 2 * load("tiny").steps
+    plan += [
+        (Setting(f"{s.label} (x2 steps)", s.method, s.config, s.gr, steps=twice), ONE) for s in main
+    ]
+    return plan
+
+
+def make_arm(setting: Setting, seed: int, judge: int) -> Any:
+    """The run of a setting, as `python -m integrations judge` would make it."""
+    from .loop import Arm
+    from .worlds.judge import JudgeSettings, PolicySettings
+
+    recipe = load(setting.recipe)
+    trainer = {"max_steps": setting.steps or recipe.steps} | recipe.trainer
+    method = methods.resolve(setting.method, trainer, recipe.methods, setting.config, setting.gr)
+    return Arm(
+        method.name,
+        seed,
+        PolicySettings(seed=seed, **recipe.policy),
+        JudgeSettings(index=judge, **recipe.judge),
+        method.config,
+        method.gr,
+        recipe.threads,
+    )
+
+
+def _run(setting: Setting, seed: int, judge: int, folder: Path) -> dict[str, Any]:
+    import warnings
+
+    from .loop import prepare_folder, run_arm
+
+    warnings.simplefilter("ignore")
+    arm = make_arm(setting, seed, judge)
+    prepare_folder(arm, folder, resume=True)
+    if not (folder / "summary.json").exists():
+        run_arm(arm, folder)
+    summary = json.loads((folder / "summary.json").read_text())
+    return {"label": setting.label, "folder": str(folder), **summary}
+
+
+def run_plan(
+    plan: Sequence[tuple[Setting, Sequence[tuple[int, int]]]], output: Path, jobs: int
+) -> list[dict[str, Any]]:
+    """Run what is not finished; the summaries of all runs, in the order of the plan."""
+    from rich.progress import Progress
+
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    tasks = [(setting, seed, judge) for setting, pairs in plan for seed, judge in pairs]
+    results: dict[int, dict[str, Any]] = {}
+    context = multiprocessing.get_context("spawn")
+    with Progress() as progress, ProcessPoolExecutor(jobs, context) as pool:
+        line = progress.add_task(output.name, total=len(tasks))
+        futures = {}
+        for number, (setting, seed, judge) in enumerate(tasks):
+            folder = output / setting.label.replace(" ", "_") / f"judge{judge}-seed{seed}"
+            futures[pool.submit(_run, setting, seed, judge, folder)] = number
+        for future in as_completed(futures):
+            number = futures[future]
+            setting, seed, judge = tasks[number]
+            try:
+                results[number] = future.result()
+            except Exception as error:  # one failed run is reported, the others go on
+                results[number] = {
+                    "label": setting.label,
+                    "method": setting.method,
+                    "seed": seed,
+                    "judge": judge,
+                    "failed": f"{type(error).__name__}: {error}",
+                }
+                progress.console.print(f"[red]{setting.label}: {results[number]['failed']}")
+            progress.update(line, advance=1, description=setting.label)
+    return [results[number] for number in range(len(tasks))]
+
+
+def choose(
+    families: dict[str, list[Setting]], runs: Sequence[dict[str, Any]]
+) -> dict[str, Setting]:
+    """The setting of each family with the highest mean final true reward on the tuning runs."""
+    best: dict[str, Setting] = {}
+    for family, settings in families.items():
+        scored = []
+        for setting in settings:
+            values = [_true(r) for r in runs if r["label"] == setting.label]
+            scored.append((statistics.fmean(values), setting))
+        best[family] = max(scored, key=lambda pair: pair[0])[1]
+    return best
+
+
+def _true(run: dict[str, Any]) -> float:
+    return 0.0 if "failed" in run else run["final"]["true"]
+
+
+def flat(run: dict[str, Any]) -> dict[str, Any]:
+    """One run as a row of runs.csv."""
+    row = {name: run.get(name) for name in ("label", "method", "judge", "seed", "failed")}
+    if "failed" in run:
+        return row
+    final = run["final"]
+    row |= {
+        "steps": run["steps"],
+        "start_true": run["start"]["true"],
+        "peak_true": run["peak_true"],
+        "peak_step": run["peak_step"],
+        "final_true": final["true"],
+        "final_proxy": final["proxy"],
+        "hacked": run["hacked"],
+        "hack_step": run["hack_step"],
+        "held": final["true"] >= 0.6 and final["proxy"] - final["true"] <= 0.1,
+        "final_auc": final.get("auc"),
+        "kl_start": final.get("kl_start"),
+        "entropy": final.get("entropy"),
+        "grad_norm": final.get("grad_norm"),
+        "penalty_ratio": final.get("gr/penalty_ratio"),
+        "strength": final.get("gr/strength"),
+        "step_time": final.get("step_time"),
+    }
+    return {k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()}
+
+
+def write_csv(path: Path, runs: Sequence[dict[str, Any]]) -> None:
+    """All runs, a row each."""
+    rows = [flat(run) for run in runs]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def main() -> None:
+    """Tune, choose, report."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--output", type=Path, default=Path("runs/results"))
+    parser.add_argument("--data", type=Path, default=Path("docs/results/judge"))
+    parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
+    parser.add_argument("--tune-only", action="store_true", help="stop after the choice")
+    args = parser.parse_args()
+
+    families = candidates()
+    tuning = run_plan(
+        [(s, TUNING) for settings in families.values() for s in settings],
+        args.output / "tuning",
+        args.jobs,
+    )
+    write_csv(args.data / "tuning.csv", tuning)
+    chosen = choose(families, tuning)
+    record = {family: setting.__dict__ for family, setting in chosen.items()}
+    write_text(args.data / "chosen.json", json.dumps(record, indent=2))
+    if args.tune_only:
+        return
+    runs = run_plan(reported(chosen), args.output / "reported", args.jobs)
+    write_csv(args.data / "runs.csv", runs)
+
+    from .results_page import write_page
+
+    main_labels = ["none", *(chosen[name].label for name in ("kl", "gr", "gr+kl"))]
+    write_page(args.data, runs, main_labels)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""Misuse that must fail loudly: phases out of order, bad settings; and what exclude means."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from flatopt import GradRegOptimizer
+from tests.cases import Problem, distance, gr_step, same, two_phases
+
+
+def make(problem: Problem, difference: str = "forward", **options: object) -> GradRegOptimizer:
+    base = torch.optim.Adam(problem.params, lr=0.1)
+    settings: dict = {"strength": 0.1, "difference": difference, **options}
+    return GradRegOptimizer(base, **settings)
+
+
+# ---- two phases, misused ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("difference", "passes"), [("forward", 0), ("central", 1)])
+def test_step_before_all_passes(difference: str, passes: int) -> None:
+    problem = Problem()
+    optimizer = make(problem, difference)
+    problem.backward()
+    g1 = problem.grads()
+    for _ in range(passes):
+        with optimizer.perturbed():
+            problem.backward()
+    with pytest.raises(RuntimeError, match=r"with optimizer\.perturbed\(\):"):
+        optimizer.step()
+    assert same(problem.grads(), g1)
+    two_phases(problem, optimizer)  # and all is as before
+    optimizer.step()
+
+
+def test_perturbed_twice() -> None:
+    problem = Problem()
+    optimizer = make(problem)
+    two_phases(problem, optimizer)
+    with pytest.raises(RuntimeError, match="already used"), optimizer.perturbed():
+        pass
+    optimizer.step()
+
+
+def test_perturbed_inside_perturbed() -> None:
+    problem = Problem()
+    optimizer = make(problem)
+    before = problem.values()
+    problem.backward()
+    with (
+        pytest.raises(RuntimeError, match="inside perturbed"),
+        optimizer.perturbed(),
+        optimizer.perturbed(),
+    ):
+        pass
+    assert same(problem.values(), before)
+
+
+def test_perturbed_without_gradients() -> None:
+    problem = Problem()
+    with pytest.raises(RuntimeError, match=r"call backward\(\)"), make(problem).perturbed():
+        pass
+
+
+def test_perturbed_at_strength_zero_keeps_g1() -> None:
+    problem = Problem()
+    optimizer = make(problem, strength=0.0)
+    problem.backward()
+    g1, values = problem.grads(), problem.values()
+    with optimizer.perturbed():
+        assert same(problem.values(), values)
+        problem.backward(3)
+    assert same(problem.grads(), g1)
+    optimizer.step()
+
+
+def test_combined_gradient_thrown_away() -> None:
+    # a loop that drops a step (a scaler, a NaN guard) clears the gradients and goes on
+    problem, fresh = Problem(), Problem()
+    optimizer = make(problem)
+    two_phases(problem, optimizer)
+    two_phases(problem, optimizer)
+    optimizer.step()
+    gr_step(fresh, make(fresh), "closure")
+    assert same(problem.values(), fresh.values())
+    two_phases(problem, optimizer)
+    gr_step(problem, optimizer, "closure")
+    assert optimizer.stats.skipped is None
+    assert problem.calls == 8
+
+
+def test_closure_that_only_reports_the_loss() -> None:
+    problem = Problem()
+    optimizer = make(problem)
+    two_phases(problem, optimizer)
+    combined = problem.grads()
+    assert optimizer.step(lambda: 3.0) == 3.0
+    assert same(problem.grads(), combined)
+
+
+# ---- gradients that GR refuses ------------------------------------------------------------------
+
+
+def test_sparse_gradients() -> None:
+    table = nn.Embedding(4, 2, sparse=True)
+    optimizer = GradRegOptimizer(torch.optim.SGD(table.parameters(), lr=0.1), strength=0.1)
+    table(torch.tensor([1])).sum().backward()
+    with pytest.raises(ValueError, match="sparse=False"), optimizer.perturbed():
+        pass
+
+
+def test_complex_parameters() -> None:
+    p = torch.ones(2, dtype=torch.complex64, requires_grad=True)
+    optimizer = GradRegOptimizer(torch.optim.SGD([p], lr=0.1), strength=0.1)
+    p.abs().sum().backward()
+    with pytest.raises(ValueError, match="view_as_real"), optimizer.perturbed():
+        pass
+
+
+# ---- excluded parameters ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["names", "prefix", "one name", "params", "tensor", "iterator"])
+def test_excluded_parameters(form: str) -> None:
+    problem = Problem()
+    weight, bias = problem.model[2].parameters()
+    forms = {
+        "names": ["2.weight", "2.bias"],
+        "prefix": ["2"],
+        "one name": "2",
+        "params": [weight, bias],
+        "tensor": weight,
+        "iterator": problem.model[2].parameters(),
+    }
+    left_out = [weight] if form == "tensor" else [weight, bias]
+    base = torch.optim.SGD(problem.model.named_parameters(), lr=0.1)
+    optimizer = GradRegOptimizer(base, strength=0.1, eps=1e-2, exclude=forms[form])
+    inside = [p for p in problem.params if all(p is not q for q in left_out)]
+    problem.backward()
+    g1 = problem.grads()
+    before = problem.values()
+    with optimizer.perturbed():
+        moved = [not torch.equal(p, b) for p, b in zip(problem.params, before, strict=True)]
+        problem.backward()
+    assert moved == [any(p is q for q in inside) for p in problem.params]
+    for p, g in zip(problem.params, g1, strict=True):
+        assert p.grad is not None
+        assert torch.equal(p.grad, g) == any(p is q for q in left_out)
+    problem.params = inside  # GR over the others alone
+    assert distance(problem.grads(), problem.simple(0.1, 1e-2)) < 1e-12
+
+
+def test_every_parameter_excluded() -> None:
+    problem, plain = Problem(), Problem()
+    optimizer = make(problem, exclude=problem.params)
+    for _ in range(2):
+        two_phases(problem, optimizer)  # the first is thrown away
+    optimizer.step()
+    assert "every parameter is excluded" in (optimizer.stats.skipped or "")
+    base = torch.optim.Adam(plain.params, lr=0.1)
+    base.step(plain.closure(base))
+    assert same(problem.values(), plain.values())
+
+
+def test_unknown_exclusions() -> None:
+    problem = Problem()
+    named = torch.optim.SGD(problem.model.named_parameters(), lr=0.1)
+    plain = torch.optim.SGD(problem.params, lr=0.1)
+    with pytest.raises(ValueError, match=r"named '2.weigh'; known names begin with \['0.bias'"):
+        GradRegOptimizer(named, exclude=["2.weigh"])
+    with pytest.raises(ValueError, match=r"build it from model.named_parameters\(\)"):
+        GradRegOptimizer(plain, exclude=["2.weight"])
+    with pytest.raises(ValueError, match="does not step"):
+        GradRegOptimizer(plain, exclude=[torch.ones(2)])
+    with pytest.raises(TypeError, match=r"exclude=module.parameters\(\)"):
+        GradRegOptimizer(plain, exclude=problem.model)  # type: ignore[arg-type]
+
+
+# ---- settings -----------------------------------------------------------------------------------
+
+SETTINGS: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"strength": -1.0}, ValueError, "strength must be a finite number >= 0"),
+    ({"strength": float("nan")}, ValueError, "strength must be a finite number"),
+    ({"strength": float("inf")}, ValueError, "strength must be a finite number"),
+    ({"strength": "much"}, TypeError, "a number or a callable"),
+    ({"strength": 1.0, "ratio": 1.0}, ValueError, "strength or ratio, not both"),
+    ({"ratio": -0.1}, ValueError, "ratio must be a finite number >= 0"),
+    ({"radius": 1e-3, "eps": 1e-3}, ValueError, "radius or eps, not both"),
+    ({"radius": 0.0}, ValueError, "radius must be a finite number > 0"),
+    ({"eps": -1e-3}, ValueError, "eps must be a finite number > 0"),
+    ({"eps": float("nan")}, ValueError, "eps must be a finite number > 0"),
+    ({"max_ratio": 0.0}, ValueError, "max_ratio must be a finite number > 0"),
+    ({"difference": "backward"}, ValueError, r"one of \['central', 'exact', 'forward'\]"),
+    ({"every": 0}, ValueError, "every must be a whole number >= 1"),
+    ({"every": 1.5}, ValueError, "every must be a whole number >= 1"),
+    ({"warmup": -1}, ValueError, "warmup must be a whole number >= 0"),
+    ({"warmup": 0.5}, ValueError, "warmup must be a whole number >= 0"),
+]
+
+
+@pytest.mark.parametrize(("settings", "error", "text"), SETTINGS, ids=lambda v: str(v)[:40])
+def test_bad_settings(settings: dict[str, Any], error: type[Exception], text: str) -> None:
+    base = torch.optim.SGD(Problem().params, lr=0.1)
+    with pytest.raises(error, match=text):
+        GradRegOptimizer(base, **settings)
+
+
+def test_bad_bases() -> None:
+    params = Problem().params
+    sgd = torch.optim.SGD(params, lr=0.1)
+    for base, error, text in [
+        (torch.optim.LBFGS(params), ValueError, "first-order optimizer such as AdamW"),
+        (torch.optim.SparseAdam(params), ValueError, "sparse=False"),
+        (params, TypeError, "must be a torch optimizer, got list; write"),
+        (torch.optim.SGD, TypeError, "must be a torch optimizer"),
+        (GradRegOptimizer(sgd), TypeError, "already a GradRegOptimizer"),
+    ]:
+        with pytest.raises(error, match=text):
+            GradRegOptimizer(base)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+def test_callable_strength_out_of_range(value: float) -> None:
+    problem = Problem()
+    optimizer = make(problem, strength=lambda step: value)
+    with pytest.raises(ValueError, match=r"strength\(0\) returned"):
+        optimizer.step(problem.closure(optimizer))
