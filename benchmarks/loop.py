@@ -24,14 +24,14 @@ def seconds_per_step(method: str, steps: int, seed: int) -> float:
     config = {"save_strategy": "no"}
     arm = make_arm(Setting(method, method, config, steps=steps), seed=seed, judge=100)
     with tempfile.TemporaryDirectory() as folder:
-        trainer, _ = make_trainer(arm, Path(folder))
+        trainer, _ = make_trainer(arm, arm.task(), Path(folder))
         begin = time.process_time()
         trainer.train()
         return (time.process_time() - begin) / steps
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--methods", nargs="+", default=["none", "kl", "gr", "gr+kl"])

@@ -164,7 +164,7 @@ class GradRegOptimizer(Optimizer):
                     "    scaler.step(optimizer); scaler.update()"
                 )
             loss = self._run_closure(closure)
-        elif self.passes and not self._combined:
+        elif self.passes and not self._combined and self._has_signal():
             if self._window is not None:  # "central" after one pass of two
                 self._window.abandon()
                 self._reset_window()
@@ -176,7 +176,8 @@ class GradRegOptimizer(Optimizer):
             self._check_unscaled_rule()
         try:
             if not self._combined:
-                self.stats = Stats(strength=0.0, skipped=self._why_plain())
+                why = "the gradient is zero" if self.passes else self._why_plain()
+                self.stats = Stats(strength=0.0, skipped=why)
             if not self._skip_base:
                 self.base.step()
         finally:
@@ -318,6 +319,12 @@ class GradRegOptimizer(Optimizer):
             if not 0.0 <= value < float("inf"):
                 raise ValueError(f"strength({step}) returned {value}; it must be finite and >= 0")
         return value * (min(step / self.warmup, 1.0) if self.warmup else 1.0)
+
+    def _has_signal(self) -> bool:
+        """False where all gradients are zero: so torch.distributed.checkpoint sets up a state."""
+        grads = [p.grad for group in self.param_groups for p in group["params"]]
+        present = [g for g in grads if g is not None]
+        return not present or any(g.is_sparse or bool(g.any()) for g in present)
 
     def _why_plain(self) -> str:
         if self.steps_taken % self.every:

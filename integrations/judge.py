@@ -20,8 +20,14 @@ DESCRIPTION = """\
 A small language model is taught sums by imperfect demonstrations and then trained by TRL's GRPO
 on the score of a learned judge. Whether its answers are really right is only watched. Every field
 of TRL's GRPOConfig is an option too, e.g. --learning_rate 1e-4 --entropy_coef 0.01; what is given
-here wins over the recipe.
+here wins over the recipe. With --model, --dataset and --judge-model the same loop trains a Hugging
+Face language model on GSM8K-style questions against an LLM judge.
 """
+REAL_REQUIRED = ("model", "dataset", "judge_model")
+REAL_OPTIONAL = (
+    "split", "limit", "eval_dataset", "eval_split", "eval_limit", "bad_rows", "judge_batch_size",
+    "judge_max_input_tokens", "judge_max_new_tokens", "judge_patience",
+)  # fmt: skip
 METHODS_HELP = "\n".join(f"  {name:6} {text}" for name, text in method_names.PARTS.items())
 
 
@@ -36,7 +42,7 @@ def arguments_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--method", nargs="+", default=["none", "gr"], metavar="NAME", help="default: none gr")
-    add("--recipe", default="tiny", help="tiny, weak, strong, smoke or a .yaml file")
+    add("--recipe", default="tiny", help="tiny, weak, strong, smoke, gsm8k or .yaml")
     add("--seed", nargs="+", type=int, default=[0], help="one run per seed (and method, and judge)")
     add("--judge", nargs="+", type=int, default=[0], help="which of the independent judges")
     add("--policy_seed", type=int, help="one starting policy for all runs; default: one per seed")
@@ -56,7 +62,39 @@ def arguments_parser() -> argparse.ArgumentParser:
     add("--exclude", nargs="*", metavar="NAME", default=none, help="parameters not shifted")
     add("--max_ratio", type=float, default=none, help="bound on penalty over gradient")
     add("--every", type=int, default=none, help="the penalty in every n-th step only")
+    group = parser.add_argument_group("real models (the first three together)")
+    _real(group, "model", metavar="PATH_OR_NAME", help="the policy: a causal LM")
+    _real(group, "dataset", metavar="FILE_OR_NAME", help="rows: question, answer (#### N)")
+    _real(group, "judge_model", metavar="PATH_OR_NAME", help="the judge: a causal LM")
+    _real(group, "split", help="split of a hub data set (train)")
+    _real(group, "limit", type=int, help="use the first rows only")
+    _real(group, "eval_dataset", metavar="FILE_OR_NAME", help="held-out rows for the samples")
+    _real(group, "eval_split", help="split of a hub data set held out (test)")
+    _real(group, "eval_limit", type=int, help="how many rows are held out")
+    _real(group, "bad_rows", choices=["error", "skip"], help="skip: count and show them")
+    _real(group, "judge_batch_size", type=int, help="verdicts generated at once")
+    _real(group, "judge_max_input_tokens", type=int, help="longer cases are cut")
+    _real(group, "judge_max_new_tokens", type=int, help="length of a verdict")
+    _real(group, "judge_patience", type=int, help="batches without one readable score")
     return parser
+
+
+def _real(group: Any, name: str, **options: Any) -> None:
+    """An option that may be written with - or _, and is absent unless it was given."""
+    spellings = dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}"))
+    group.add_argument(*spellings, dest=name, default=argparse.SUPPRESS, **options)
+
+
+def real_fields(options: argparse.Namespace) -> dict[str, Any] | None:
+    """What was given of a real task, or None for the tiny world; ValueError for a part of it."""
+    names = (*REAL_REQUIRED, *REAL_OPTIONAL)
+    real = {n: getattr(options, n) for n in names if hasattr(options, n)}
+    missing = " ".join("--" + n.replace("_", "-") for n in REAL_REQUIRED if n not in real)
+    if real and missing:
+        raise ValueError(f"a run on real models also needs {missing}")
+    if not real and options.recipe == "gsm8k":
+        raise ValueError(f"recipe gsm8k is for real models; it needs {missing}")
+    return real or None
 
 
 def trainer_fields(rest: list[str]) -> dict[str, Any]:
@@ -97,6 +135,9 @@ def check_recipe_fields(recipe: Recipe) -> None:
 
 def plan(options: argparse.Namespace, rest: list[str]) -> list[Any]:
     """The arms that were asked for, everything checked; ValueError says what to change."""
+    real = real_fields(options)
+    if real and options.recipe == "tiny":  # the default
+        options.recipe = "gsm8k"
     recipe = load(options.recipe)
     names = ["+".join(method_names.split(name)) for name in options.method]
     if len(set(names)) < len(names):
@@ -127,6 +168,11 @@ def plan(options: argparse.Namespace, rest: list[str]) -> list[Any]:
     quiet()
     arms = []
     for seed in options.seed:
+        if real:
+            for name in names:
+                m = method_names.resolve(name, trainer, recipe.methods, given, given_gr)
+                arms.append(Arm(name, seed, None, None, m.config, m.gr, recipe.threads, real))
+            continue
         policy_seed = seed if options.policy_seed is None else options.policy_seed
         policy = PolicySettings(seed=policy_seed, **recipe.policy)
         for index in options.judge:
@@ -187,10 +233,16 @@ def show(summary: dict[str, Any]) -> None:
 def main(arguments: list[str]) -> int:
     """Plan, build the world, run the arms, report; 2 for wrong input, 1 if an arm failed."""
     options, rest = arguments_parser().parse_known_args(arguments)
-    # nothing here needs the network: the models are built on this machine
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if not hasattr(options, "model"):
+        # the tiny world needs no network: its models are built on this machine
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
         arms = plan(options, rest)
+        if arms[0].real:
+            from .tasks import check_real
+
+            for note in check_real(arms[0].real, arms[0].config):
+                print(f"note: {note}", file=sys.stderr)
         waiting = prepare(arms, options.output, options.resume)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from .cache import fingerprint, write_text
 from .monitor import Monitor, read_rows
 from .report import environment, summarise, write_samples
-from .worlds import arithmetic as task
-from .worlds.judge import Judge, JudgeSettings, PolicySettings, build_judge, build_policy
+from .tasks import Task, real_task, tiny_task
+from .worlds.judge import JudgeSettings, PolicySettings
 
 if TYPE_CHECKING:
     from trl import GRPOTrainer
@@ -28,18 +28,30 @@ class Arm:
 
     method: str
     seed: int
-    policy: PolicySettings
-    judge: JudgeSettings
+    policy: PolicySettings | None  # None, as `judge` is: a real task
+    judge: JudgeSettings | None
     config: dict[str, Any] = field(default_factory=dict)  # fields of GRPOConfig
     gr: dict[str, Any] | None = None  # arguments of flatopt.attach, None: no GR
     threads: int = 1
+    real: dict[str, Any] | None = None  # fields of RealTaskConfig
 
     @property
     def name(self) -> str:
-        return f"{self.method}-judge{self.judge.index}-seed{self.seed}"
+        judge = f"-judge{self.judge.index}" if self.judge else ""
+        return f"{self.method}{judge}-seed{self.seed}"
 
     def plain(self) -> dict[str, Any]:
-        return json.loads(json.dumps(asdict(self)))
+        """As JSON data; without what does not apply, so that new options keep old runs valid."""
+        plain = json.loads(json.dumps(asdict(self)))
+        return {k: v for k, v in plain.items() if v is not None or k == "gr"}
+
+    def task(self) -> Task:
+        """The policy, the data and the rewards of this arm."""
+        if self.real is not None:
+            return real_task(self.real, self.config)
+        assert self.policy is not None
+        assert self.judge is not None
+        return tiny_task(self.policy, self.judge)
 
 
 def quiet() -> None:
@@ -84,47 +96,44 @@ def _callback(monitor: Monitor, trainer: GRPOTrainer) -> Any:
     return Watch()
 
 
-def make_trainer(arm: Arm, folder: Path, say: Say | None = None) -> tuple[GRPOTrainer, Monitor]:
+def make_trainer(
+    arm: Arm, task: Task, folder: Path, say: Say | None = None
+) -> tuple[GRPOTrainer, Monitor]:
     """The trainer of an arm with its reward functions, log and, for GR, the wrapped optimizer."""
-    import datasets
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
+    from transformers import AutoModelForCausalLM, PrinterCallback
     from trl import GRPOConfig, GRPOTrainer
 
     quiet()
     torch.set_num_threads(arm.threads)
-    policy_folder = build_policy(arm.policy)
-    judge = Judge(build_judge(arm.judge))
-    problems = task.all_problems()
-    data = datasets.Dataset.from_dict(
-        {"prompt": [p.prompt for p in problems], "answer": [p.answer for p in problems]}
-    )
-    config = GRPOConfig(output_dir=str(folder), seed=arm.seed, **arm.config)
-
-    def grade(texts: list[str], columns: dict[str, list[Any]]) -> list[float]:
-        pairs = zip(texts, columns["answer"], strict=True)
-        return [task.true_reward(text, answer) for text, answer in pairs]
-
+    given = dict(arm.config)
+    weights = [task.reward_scale * w for w in given.pop("reward_weights")]
+    given["reward_weights"] = [*weights, *task.further_weights]
+    if task.model_init:
+        given["model_init_kwargs"] = task.model_init
+    config = GRPOConfig(output_dir=str(folder), seed=arm.seed, **given)
     monitor = Monitor(
-        judge=lambda texts, columns: judge(columns["answer"], texts),
-        grade=grade,
-        is_formatted=lambda text: task.parse(text) is not None,
+        judge=task.proxy,
+        grade=task.true,
+        is_formatted=task.is_formatted,
+        to_texts=task.to_texts,
         path=folder / "metrics.jsonl",
         every=int(config.logging_steps),
+        watched=task.watched,
         say=say,
     )
-    # a path, not a model: with a KL term the trainer loads the reference from the same place
     trainer = GRPOTrainer(
-        model=str(policy_folder),
-        reward_funcs=[monitor.proxy, monitor.true],
+        model=task.model,
+        reward_funcs=[monitor.proxy, monitor.true, *task.further],
         args=config,
-        train_dataset=data,
-        processing_class=AutoTokenizer.from_pretrained(policy_folder, padding_side="left"),
+        train_dataset=task.data,
+        processing_class=task.tokenizer,
     )
     trainer.remove_callback(PrinterCallback)
     monitor.trainer = trainer
-    start: Any = AutoModelForCausalLM.from_pretrained(policy_folder).eval()
-    monitor.start = start.to(trainer.accelerator.device)
+    if task.watch_start:
+        start: Any = AutoModelForCausalLM.from_pretrained(task.model).eval()
+        monitor.start = start.to(trainer.accelerator.device)
     trainer.add_callback(_callback(monitor, trainer))
     if arm.gr is not None:
         import flatopt
@@ -154,31 +163,6 @@ def _restore_reference(trainer: GRPOTrainer, checkpoint: Path) -> None:
         reference.load_state_dict(load_file(saved))
 
 
-def sample(model: Any, tokenizer: Any, seed: int, count: int = 12) -> list[dict[str, Any]]:
-    """A few completions on fixed problems, as the reward functions would see them."""
-    import random
-
-    import torch
-
-    rng = random.Random(f"samples {seed}")
-    chosen = [rng.choice(task.all_problems()) for _ in range(count)]
-    given = tokenizer([p.prompt for p in chosen], return_tensors="pt", padding=True)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
-        out = model.generate(
-            input_ids=given["input_ids"].to(model.device),
-            attention_mask=given["attention_mask"].to(model.device),
-            max_new_tokens=task.MAX_COMPLETION,
-            do_sample=True,
-            top_k=0,
-        )
-    rows = out[:, given["input_ids"].shape[1] :].tolist()
-    return [
-        {"prompt": p.prompt, "answer": p.answer, "completion": task.to_text(row)}
-        for p, row in zip(chosen, rows, strict=True)
-    ]
-
-
 def prepare_folder(arm: Arm, folder: Path, resume: bool) -> None:
     """Make the run folder or check that it belongs to this arm; ValueError if it does not."""
     saved = folder / "settings.json"
@@ -206,7 +190,8 @@ def run_arm(arm: Arm, folder: Path, say: Say | None = None) -> None:
     for path in folder.glob("checkpoint-*"):
         if path != checkpoint:
             shutil.rmtree(path)  # killed while it was written, or older
-    trainer, monitor = make_trainer(arm, folder, say)
+    task = arm.task()
+    trainer, monitor = make_trainer(arm, task, folder, say)
     if checkpoint is None:
         monitor.path.unlink(missing_ok=True)
     else:
@@ -218,15 +203,14 @@ def run_arm(arm: Arm, folder: Path, say: Say | None = None) -> None:
     seconds = time.perf_counter() - begin
     model_folder = folder / "model"
     trainer.save_model(str(model_folder))
-    tokenizer = trainer.processing_class
-    final = AutoModelForCausalLM.from_pretrained(model_folder).eval()
-    samples = {
-        "before": sample(monitor.start, tokenizer, arm.seed),
-        "after": sample(final, tokenizer, arm.seed),
-    }
+    samples = {}
+    for when, source in (("before", task.model), ("after", str(model_folder))):
+        model: Any = AutoModelForCausalLM.from_pretrained(source, **task.model_init).eval()
+        samples[when] = task.samples(model.to(trainer.accelerator.device), arm.seed)
     write_samples(folder / "samples.md", samples)
     # written last and whole: the run counts as finished from here on
-    summary = {"method": arm.method, "seed": arm.seed, "judge": arm.judge.index}
+    judge = arm.judge.index if arm.judge else None
+    summary = {"method": arm.method, "seed": arm.seed, "judge": judge}
     summary |= summarise(read_rows(monitor.path))
     summary |= {"seconds": round(seconds, 1), "resumed_from": resumed_from}
     summary |= {"settings": arm.plain(), "environment": environment()}

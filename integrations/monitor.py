@@ -112,12 +112,15 @@ class Monitor:
         judge: Score,
         grade: Score,
         is_formatted: Callable[[str], bool],
+        to_texts: Callable[[Sequence[Any], Sequence[list[int]]], list[str]],
         path: Path,
         every: int,
+        watched: Sequence[str] = (),
         say: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         self.judge, self.grade, self.is_formatted = judge, grade, is_formatted
-        self.path, self.every, self.say = path, every, say
+        self.to_texts, self.path, self.every, self.say = to_texts, path, every, say
+        self.watched = [name for name in watched if name not in TRAINER_NAMES]
         self.trainer: Any = None
         self.start: PreTrainedModel | None = None
         self._seen: dict[str, list[float]] = {"proxy": [], "true": [], "format": []}
@@ -125,7 +128,7 @@ class Monitor:
 
     def proxy(self, prompts: list, completions: list, completion_ids: list, **columns: Any) -> list:
         """The reward the policy is trained on."""
-        texts = self._texts(completions, completion_ids)
+        texts = self.to_texts(completions, completion_ids)
         values = self.judge(texts, columns)
         self._seen["proxy"] += values
         self._seen["format"] += [float(self.is_formatted(text)) for text in texts]
@@ -135,14 +138,9 @@ class Monitor:
 
     def true(self, prompts: list, completions: list, completion_ids: list, **columns: Any) -> list:
         """Whether the completion is really right. Its weight is 0 except in the control."""
-        values = self.grade(self._texts(completions, completion_ids), columns)
+        values = self.grade(self.to_texts(completions, completion_ids), columns)
         self._seen["true"] += values
         return values
-
-    def _texts(self, completions: list, completion_ids: list[list[int]]) -> list[str]:
-        from .worlds.judge import as_texts
-
-        return as_texts(completions, completion_ids)
 
     def _measure_kl(self, prompts: list[str], completion_ids: list[list[int]]) -> None:
         import torch
@@ -171,6 +169,7 @@ class Monitor:
         # with GR the trainer's own norm may be that of the combined gradient: g1's is comparable
         row["grad_norm"] = logs.get("gr/grad_norm", logs.get("grad_norm"))
         row |= {new: logs.get(old) for old, new in TRAINER_NAMES.items()}
+        row |= {name: logs[name] for name in self.watched if name in logs}
         row |= {key: value for key, value in logs.items() if key.startswith("gr/")}
         self._seen = {name: [] for name in seen}
         self._kl = []

@@ -125,7 +125,7 @@ def run_all(waiting: list[tuple[Arm, Path]], jobs: int) -> dict[str, str]:
     if not waiting:
         return {}
     threads = waiting[0][0].threads
-    settings = dict.fromkeys(s for arm, _ in waiting for s in (arm.policy, arm.judge))
+    settings = dict.fromkeys(s for arm, _ in waiting for s in (arm.policy, arm.judge) if s)
     builds: dict[str, Call] = {str(s): (_build, s, threads) for s in settings}
     runs: dict[str, Call] = {arm.name: (_run, arm, folder) for arm, folder in waiting}
     columns = (

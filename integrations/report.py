@@ -147,7 +147,7 @@ def write_curves(output: Path, folders: Sequence[Path]) -> None:
     tables = {}
     for folder in folders:
         settings = json.loads((folder / "settings.json").read_text())
-        key = (settings["method"], settings["judge"]["index"], settings["seed"])
+        key = (settings["method"], (settings.get("judge") or {}).get("index"), settings["seed"])
         tables[key] = read_rows(folder / "metrics.jsonl")
     tables = {key: rows for key, rows in tables.items() if rows}
     if not tables:

@@ -233,7 +233,7 @@ def write_csv(path: Path, runs: Sequence[dict[str, Any]]) -> None:
 
 def main() -> None:
     """Tune, choose, report."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--output", type=Path, default=Path("runs/results"))
     parser.add_argument("--data", type=Path, default=Path("docs/results/judge"))
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side")

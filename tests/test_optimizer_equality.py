@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import flatopt.optimizer
-from flatopt import GradRegOptimizer
+from flatopt import GradRegOptimizer, gradient
 from tests.cases import (
     BASES,
     Problem,
@@ -167,6 +167,24 @@ def test_stats_agree_across_differences(difference: str) -> None:
         numbers[kind] = optimizer.stats.numbers()
     for name, value in numbers[difference].items():
         assert value == pytest.approx(numbers["forward"][name], rel=1e-5), name
+
+
+@pytest.mark.parametrize("difference", ["forward", "central"])
+def test_stats_of_the_shifted_gradient(difference: str) -> None:
+    problem, shifted = Problem(), Problem()
+    base = torch.optim.SGD(problem.params, lr=0.0)
+    optimizer = GradRegOptimizer(base, strength=0.1, eps=EPS, difference=difference)
+    gr_step(problem, optimizer, "closure")
+    with torch.no_grad():
+        g1 = gradient(shifted.backward, shifted.params)
+        for p, g in zip(shifted.params, g1, strict=True):
+            p.add_(g, alpha=EPS)
+    shifted.backward()
+    a, b = (torch.cat([g.flatten() for g in grads]) for grads in (g1, shifted.grads()))
+    assert float(b.norm() / a.norm()) > 1.005
+    numbers = optimizer.stats.numbers()
+    assert numbers["perturbed_grad_norm"] == pytest.approx(float(b.norm()), rel=1e-3)
+    assert numbers["cosine"] == pytest.approx(float(torch.cosine_similarity(a, b, dim=0)), rel=1e-4)
 
 
 def test_parameters_of_odd_shapes_and_layouts() -> None:

@@ -109,6 +109,8 @@ def test_sparse_gradients() -> None:
     table(torch.tensor([1])).sum().backward()
     with pytest.raises(ValueError, match="sparse=False"), optimizer.perturbed():
         pass
+    with pytest.raises(RuntimeError, match="needs a second gradient"):
+        optimizer.step()
 
 
 def test_complex_parameters() -> None:
@@ -227,3 +229,8 @@ def test_callable_strength_out_of_range(value: float) -> None:
     optimizer = make(problem, strength=lambda step: value)
     with pytest.raises(ValueError, match=r"strength\(0\) returned"):
         optimizer.step(problem.closure(optimizer))
+
+
+def test_step_without_any_gradient() -> None:
+    with pytest.raises(RuntimeError, match="needs a second gradient"):
+        make(Problem()).step()

@@ -1,6 +1,7 @@
 """Saving, loading, copying and pickling a GradRegOptimizer in the middle of a run."""
 
 import copy
+import importlib
 import io
 import pickle
 from pathlib import Path
@@ -130,6 +131,24 @@ def test_copy_has_its_own_hooks() -> None:
     problem = Problem()
     optimizer = GradRegOptimizer(torch.optim.Adam(problem.params, lr=0.1), ratio=0.5)
     optimizer.register_step_pre_hook(lambda *args: None)
-    twin = copy.deepcopy(optimizer)
-    assert len(optimizer._optimizer_step_pre_hooks) == 1
-    assert not twin._optimizer_step_pre_hooks
+    for how in ("deepcopy", "pickle"):  # a lambda cannot be pickled
+        twin = roundtrip(optimizer, how)
+        assert len(optimizer._optimizer_step_pre_hooks) == 1
+        assert not twin._optimizer_step_pre_hooks
+
+
+def test_distributed_checkpoint() -> None:
+    # it sets up the state of a fresh optimizer by a step with zero gradients
+    dcp = importlib.import_module("torch.distributed.checkpoint.state_dict")
+    problem, other = Problem(), Problem()
+    optimizer, fresh = (
+        GradRegOptimizer(torch.optim.Adam(p.params, lr=0.1), strength=0.5) for p in (problem, other)
+    )
+    run(problem, optimizer, 3)
+    state = copy.deepcopy(dcp.get_optimizer_state_dict(problem.model, optimizer))
+    other.model.load_state_dict(problem.model.state_dict())
+    dcp.set_optimizer_state_dict(other.model, fresh, state)
+    assert "zero" in (fresh.stats.skipped or "")
+    for each, which in ((problem, optimizer), (other, fresh)):
+        run(each, which, 2)
+    assert same(problem.values(), other.values())

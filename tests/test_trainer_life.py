@@ -193,6 +193,18 @@ def test_an_error_leaves_the_trainer_as_it_was(kind: str, call: int, tmp_path: P
     assert difference(run.gradients[0], expected.combined) < 1e-4
 
 
+def test_an_error_in_a_replay_leaves_the_random_numbers(tmp_path: Path) -> None:
+    plain = make_trainer("sft", tmp_path, accumulation=2, dropout=0.3)
+    plain.train()
+    expected = torch.get_rng_state()
+    trainer = make_trainer("sft", tmp_path, accumulation=2, dropout=0.3)
+    attach(trainer, STRENGTH)
+    _breaking(trainer, 3)
+    with pytest.raises(Broken):
+        trainer.train()
+    assert torch.equal(torch.get_rng_state(), expected)
+
+
 # ---- refused ------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,8 @@
 """Tiny trainers of transformers and TRL, and what a run of them did, for the tests of attach."""
 
+import atexit
 import os
+import shutil
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -45,10 +47,16 @@ RADIUS = 3e-3  # long enough that float32 rounding of the difference stays below
 BETA = 0.5  # of DPO
 
 
+def _folder() -> str:
+    folder = mkdtemp(prefix="flatopt-tests-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 @cache
 def model_path(dropout: float = 0.0, tied: bool = False, scores: bool = False) -> str:
     """A tiny Llama with random weights and its tokenizer, saved where trainers load them from."""
-    folder = mkdtemp(prefix="tiny-llama-")
+    folder = _folder()
     vocabulary = {w: i for i, w in enumerate(["<pad>", "<eos>", "<unk>", "<bos>", *WORDS])}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
@@ -146,7 +154,6 @@ def make_trainer(
     **settings: Any,
 ) -> Any:
     """A trainer on the tiny model that clips nothing and logs each step to its history alone."""
-    trainer_class, config_class = CLASSES[kind]
     options: dict[str, Any] = {
         "output_dir": str(folder),
         "per_device_train_batch_size": 4,
@@ -156,7 +163,6 @@ def make_trainer(
         "lr_scheduler_type": "constant",
         "max_grad_norm": 0.0,
         "logging_steps": 1,
-        "logging_first_step": False,
         "save_strategy": "no",
         "report_to": "none",
         "use_cpu": True,
@@ -168,14 +174,12 @@ def make_trainer(
     }
     extra: dict[str, Any] = {}
     if kind in ("rloo", "grpo"):
-        options |= {"num_generations": 4, "max_completion_length": 6}
+        options |= {"num_generations": 4, "max_completion_length": 6, "beta": 0.0}
         extra["reward_funcs"] = reward
     if kind == "grpo":
-        options |= {"loss_type": "dr_grpo"}
-    if kind == "rloo":
-        options |= {"beta": 0.0}
+        options["loss_type"] = "dr_grpo"
     if kind in ("dpo", "kto"):
-        options |= {"beta": BETA}
+        options["beta"] = BETA
     path = model_path(dropout, tied, kind == "reward")
     if model is None:
         model = load_model(path, kind == "reward")
@@ -186,9 +190,9 @@ def make_trainer(
         extra |= {"processing_class": tokenizer, "peft_config": peft_config}
     if kind in ("dpo", "kto") and peft_config is None:
         extra["ref_model"] = load_model(reference_path())
-    return trainer_class(
+    return CLASSES[kind][0](
         model=model,
-        args=config_class(**(options | settings)),
+        args=CLASSES[kind][1](**(options | settings)),
         train_dataset=_data(kind, size),
         eval_dataset=_data(kind, eval_size) if eval_size else None,
         callbacks=callbacks,
@@ -205,7 +209,7 @@ def reference_path() -> str:
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.05 * torch.randn_like(p))
-    folder = mkdtemp(prefix="tiny-reference-")
+    folder = _folder()
     model.save_pretrained(folder)
     return folder
 
@@ -292,13 +296,3 @@ def train(trainer: Any, **options: Any) -> Run:
     run = record(trainer)
     trainer.train(**options)
     return run
-
-
-def without_timing(entry: dict[str, Any]) -> dict[str, Any]:
-    """A log entry without GR's own numbers, the gradient norm (which GR changes) and timings."""
-    timing = ("step_time", "runtime", "per_second", "grad_norm")
-    return {
-        k: v
-        for k, v in entry.items()
-        if not k.startswith("gr/") and not any(t in k for t in timing)
-    }
