@@ -244,7 +244,7 @@ def main(arguments: list[str]) -> int:
             for note in check_real(arms[0].real, arms[0].config):
                 print(f"note: {note}", file=sys.stderr)
         waiting = prepare(arms, options.output, options.resume)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

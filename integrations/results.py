@@ -3,7 +3,7 @@
     python -m integrations.results --output runs/results --jobs 2
 
 Settings are chosen on the tuning seeds and judges only; each method has the same number of
-candidates (4) and the same number of tuning runs. Everything is resumable: finished runs are kept.
+candidates (8) and the same number of tuning runs. Everything is resumable: finished runs are kept.
 The rule of choice, fixed beforehand: the highest final true reward, mean over the tuning runs.
 """
 
@@ -44,37 +44,41 @@ class Setting:
 
 
 def candidates() -> dict[str, list[Setting]]:
-    """Four settings of each tuned method."""
+    """Eight settings of each tuned method."""
 
     def several(family: str, method: str, options: list[dict[str, Any]]) -> list[Setting]:
         made = []
         for option in options:
             gr = {k: v for k, v in option.items() if k in methods.GR_FIELDS}
             config = {k: v for k, v in option.items() if k not in gr}
-            text = ",".join(f"{k}={v:g}" for k, v in option.items())
+            text = ",".join(f"{k}={v:g}" for k, v in option.items() if k != "exclude")
             made.append(Setting(f"{family} {text}", method, config, gr))
         return made
 
-    betas = (0.01, 0.03, 0.1, 0.3)
+    betas = (0.01, 0.03, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
+    ratios = (1.0, 2.0, 4.0, 8.0)
+    blocks_only: dict[str, Any] = {"exclude": ["embed_tokens", "lm_head"]}
+    resets = [(0.1, 25), (0.1, 75), (0.1, 150), (0.3, 25), (0.3, 75), (0.3, 150), (0.5, 25), (1.0, 25)]
+    both = [(1.0, 0.01), (1.0, 0.03), (1.0, 0.1), (1.0, 0.3)]
+    both += [(4.0, 0.01), (4.0, 0.03), (4.0, 0.05), (4.0, 0.1)]
+    rates = (5e-6, 1e-5, 1.5e-5, 2e-5, 3e-5, 4e-5, 6e-5, 8e-5)
+    clips = (0.003, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3)
+    coefficients = (0.0003, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.03)
     return {
+        "gr": several("gr", "gr", [{"ratio": r, "exclude": []} for r in ratios])
+        + several("gr blocks", "gr", [{"ratio": r, **blocks_only} for r in ratios]),
         "kl": several("kl", "kl", [{"beta": b} for b in betas]),
+        "gr+kl": several("gr+kl", "gr+kl", [{"ratio": r, "exclude": [], "beta": b} for r, b in both]),
         "reset": several(
-            "reset",
-            "reset",
-            [{"beta": b, "ref_model_sync_steps": k} for b in (0.1, 0.3) for k in (25, 75)],
+            "reset", "reset", [{"beta": b, "ref_model_sync_steps": k} for b, k in resets]
         ),
-        "gr": several("gr", "gr", [{"ratio": r} for r in (0.5, 1.0, 2.0, 4.0)]),
-        "gr strength": several("gr", "gr", [{"strength": s} for s in (0.05, 0.2, 0.8, 3.2)]),
-        "gr+kl": several("gr+kl", "gr+kl", [{"ratio": 1.0, "beta": b} for b in betas]),
-        "small lr": several("lr", "none", [{"learning_rate": x} for x in LOWER_RATES]),
-        "clip": several("clip", "none", [{"max_grad_norm": x} for x in (0.01, 0.03, 0.1, 0.3)]),
-        "entropy": several(
-            "entropy", "none", [{"entropy_coef": x} for x in (0.001, 0.003, 0.01, 0.03)]
+        "gr strength": several(
+            "gr", "gr", [{"strength": s, "exclude": []} for s in (0.1, 0.3, 0.6, 1, 2, 4, 8, 16)]
         ),
+        "small lr": several("lr", "none", [{"learning_rate": x} for x in rates]),
+        "clip": several("clip", "none", [{"max_grad_norm": x} for x in clips]),
+        "entropy": several("entropy", "none", [{"entropy_coef": x} for x in coefficients]),
     }
-
-
-LOWER_RATES = (1e-5, 2e-5, 4e-5, 8e-5)
 
 
 def reported(chosen: dict[str, Setting]) -> list[tuple[Setting, Sequence[tuple[int, int]]]]:
