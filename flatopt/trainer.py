@@ -16,6 +16,7 @@ from flatopt.perturb import DEFAULT_RADIUS, RNGState
 from flatopt.schedule import Strength
 from flatopt.stats import Stats
 
+SAMPLES = ("importance", "sequence", "score")
 _SCALARS = (bool, int, float, str, type(None))
 
 
@@ -41,6 +42,9 @@ def attach(
         samples: for policy-gradient trainers, whose rollouts were drawn at theta, what g2 is.
             "importance" (default): the old log-probs stay those of theta, so g2 carries the ratio
             pi_theta' / pi_theta, and the penalty is that of the surrogate loss on fixed samples.
+            "sequence": every token carries the ratio of its whole completion, so that H g1 is the
+            Hessian product of the expected reward itself (GRPO's ratio of single tokens leaves out
+            the products between tokens; RLOO's is of the completion in any case).
             "score": the ratio stays what it was at theta (1 on policy; the paper's code without
             vLLM): the score-function term of the Hessian is left out. Other trainers ignore it.
         exclude: names of parameters or modules: whole dotted parts of a name as in
@@ -175,6 +179,8 @@ class TrainerPlug:
             first.logps = result[0].detach()
         elif self._replaying is not None and self.samples == "score":
             _keep_ratio(self._replaying, result[0].detach())
+        elif self._replaying is not None and self.samples == "sequence":
+            _sequence_ratio(self._replaying, result[0].detach())
         return result
 
     def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
@@ -289,6 +295,24 @@ def _keep_ratio(batch: _MicroBatch, logps: Tensor) -> None:
         inputs["old_per_token_logps"] = inputs["old_per_token_logps"] + change
 
 
+def _sequence_ratio(batch: _MicroBatch, logps: Tensor) -> None:
+    """Old log-probs such that each token's ratio is moved by that of its whole completion.
+
+    The loss then weighs the gradient of every token by pi_theta'(completion) / pi_theta(completion),
+    as the gradient of the expected reward at theta' does.
+    """
+    inputs = batch.inputs
+    if batch.logps is None or "old_logps" in inputs:  # RLOO: the ratio is the completion's already
+        return
+    mask = inputs["completion_mask"]
+    if "tool_mask" in inputs:
+        mask = mask * inputs["tool_mask"]
+    moved = ((logps - batch.logps) * mask).sum(1, keepdim=True)  # (batch, 1)
+    old = inputs.get("old_per_token_logps")
+    at_theta = 0.0 if old is None else batch.logps - old  # log ratio in g1; 0 on policy
+    inputs["old_per_token_logps"] = logps - at_theta - moved
+
+
 def _fix_old_logps(batch: _MicroBatch) -> None:
     """Old log-probs at theta, where the trainer would take them at the current parameters."""
     if batch.logps is None or "old_logps" in batch.inputs:
@@ -304,8 +328,8 @@ def _probe_settings(settings: dict[str, Any]) -> None:
 
 
 def _check_trainer(trainer: Any, samples: str) -> None:
-    if samples not in ("importance", "score"):
-        raise ValueError(f"samples must be 'importance' or 'score', got {samples!r}")
+    if samples not in SAMPLES:
+        raise ValueError(f"samples must be one of {', '.join(SAMPLES)}; got {samples!r}")
     missing = [
         name
         for name in ("training_step", "_prepare_inputs", "create_optimizer", "accelerator", "args")

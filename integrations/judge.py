@@ -58,7 +58,7 @@ def arguments_parser() -> argparse.ArgumentParser:
     add("--radius", type=float, default=none, help="shift over weight length")
     add("--eps", type=float, default=none, help="shift as a multiple of the gradient")
     add("--difference", choices=["forward", "central", "exact"], default=none)
-    add("--samples", choices=["importance", "score"], default=none)
+    add("--samples", choices=["importance", "sequence", "score"], default=none)
     add("--exclude", nargs="*", metavar="NAME", default=none, help="parameters not shifted")
     add("--max_ratio", type=float, default=none, help="bound on penalty over gradient")
     add("--every", type=int, default=none, help="the penalty in every n-th step only")

@@ -3,7 +3,7 @@
     python -m integrations.results --output runs/results --jobs 2
 
 Settings are chosen on the tuning seeds and judges only; each method has the same number of
-candidates (8) and the same number of tuning runs. Everything is resumable: finished runs are kept.
+candidates (6) and the same number of tuning runs. Everything is resumable: finished runs are kept.
 The rule of choice, fixed beforehand: the highest final true reward, mean over the tuning runs.
 """
 
@@ -44,7 +44,7 @@ class Setting:
 
 
 def candidates() -> dict[str, list[Setting]]:
-    """Eight settings of each tuned method."""
+    """Six settings of each tuned method."""
 
     def several(family: str, method: str, options: list[dict[str, Any]]) -> list[Setting]:
         made = []
@@ -55,26 +55,25 @@ def candidates() -> dict[str, list[Setting]]:
             made.append(Setting(f"{family} {text}", method, config, gr))
         return made
 
-    betas = (0.01, 0.03, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
-    ratios = (1.0, 2.0, 4.0, 8.0)
-    blocks_only: dict[str, Any] = {"exclude": ["embed_tokens", "lm_head"]}
-    resets = [(0.1, 25), (0.1, 75), (0.1, 150), (0.3, 25), (0.3, 75), (0.3, 150), (0.5, 25), (1.0, 25)]
-    both = [(1.0, 0.01), (1.0, 0.03), (1.0, 0.1), (1.0, 0.3)]
-    both += [(4.0, 0.01), (4.0, 0.03), (4.0, 0.05), (4.0, 0.1)]
-    rates = (5e-6, 1e-5, 1.5e-5, 2e-5, 3e-5, 4e-5, 6e-5, 8e-5)
-    clips = (0.003, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3)
-    coefficients = (0.0003, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.03)
+    ratios, betas = (1.0, 2.0, 4.0, 8.0, 16.0), (0.01, 0.03, 0.1, 0.15, 0.2, 0.3)
+    both = [(r, b) for r in (4.0, 8.0, 16.0) for b in (0.03, 0.1)]
+    resets = ((0.1, 25), (0.1, 75), (0.3, 25), (0.3, 75), (0.3, 150), (0.5, 75))
+    strengths = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+    rates = (5e-6, 1e-5, 2e-5, 3e-5, 4e-5, 8e-5)
+    clips = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+    coefficients = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
+    blocks_only = ["embed_tokens", "lm_head"]
     return {
         "gr": several("gr", "gr", [{"ratio": r, "exclude": []} for r in ratios])
-        + several("gr blocks", "gr", [{"ratio": r, **blocks_only} for r in ratios]),
+        + several("gr blocks", "gr", [{"ratio": 4.0, "exclude": blocks_only}]),
         "kl": several("kl", "kl", [{"beta": b} for b in betas]),
-        "gr+kl": several("gr+kl", "gr+kl", [{"ratio": r, "exclude": [], "beta": b} for r, b in both]),
+        "gr+kl": several(
+            "gr+kl", "gr+kl", [{"ratio": r, "exclude": [], "beta": b} for r, b in both]
+        ),
         "reset": several(
             "reset", "reset", [{"beta": b, "ref_model_sync_steps": k} for b, k in resets]
         ),
-        "gr strength": several(
-            "gr", "gr", [{"strength": s, "exclude": []} for s in (0.1, 0.3, 0.6, 1, 2, 4, 8, 16)]
-        ),
+        "gr strength": several("gr", "gr", [{"strength": s, "exclude": []} for s in strengths]),
         "small lr": several("lr", "none", [{"learning_rate": x} for x in rates]),
         "clip": several("clip", "none", [{"max_grad_norm": x} for x in clips]),
         "entropy": several("entropy", "none", [{"entropy_coef": x} for x in coefficients]),
@@ -86,20 +85,25 @@ def reported(chosen: dict[str, Setting]) -> list[tuple[Setting, Sequence[tuple[i
     gr, kl, both = chosen["gr"], chosen["kl"], chosen["gr+kl"]
     main = [Setting("none", "none"), kl, gr, both]
     plan: list[tuple[Setting, Sequence[tuple[int, int]]]] = [(s, MAIN) for s in main]
-    plan += [(s, THREE) for s in candidates()["kl"] if s != kl]
+    plan += [
+        (Setting("true", "true"), MAIN[:5]),
+        (Setting("true+gr", "true+gr", gr=gr.gr), MAIN[:5]),
+        (Setting("true+kl", "true+kl", config=kl.config), MAIN[:5]),
+    ]
+    decade = [s for s in candidates()["kl"] if s.config["beta"] in (0.01, 0.03, 0.1, 0.3)]
+    plan += [(s, THREE) for s in decade if s != kl]
     others = ("reset", "gr strength", "small lr", "clip", "entropy")
     plan += [(chosen[name], THREE) for name in others]
-    ratio = gr.gr["ratio"]
-    plan += [
-        (Setting("gr, samples=score", "gr", gr={**gr.gr, "samples": "score"}), THREE),
-        (Setting("gr, overdose", "gr", gr={**gr.gr, "ratio": 10 * ratio}), THREE),
-        (Setting("gr, all parameters", "gr", gr={**gr.gr, "exclude": []}), THREE),
-    ]
-    plan += [
-        (Setting("true", "true"), [*MAIN[:5]]),
-        (Setting("true+gr", "true+gr", gr=gr.gr), [*MAIN[:5]]),
-        (Setting("true+kl", "true+kl", config=kl.config), [*MAIN[:5]]),
-    ]
+    options = gr.gr | {"samples": "importance"}
+    excluded = [] if options["exclude"] else ["embed_tokens", "lm_head"]
+    changes: dict[str, dict[str, Any]] = {
+        "gr, ratio 1": {"ratio": 1.0},
+        "gr, overdose": {"ratio": 16 * options["ratio"]},
+        "gr, samples=score": {"samples": "score"},
+        "gr, samples=sequence": {"samples": "sequence"},
+        "gr, blocks only" if excluded else "gr, all parameters": {"exclude": excluded},
+    }
+    plan += [(Setting(name, "gr", gr=options | change), THREE) for name, change in changes.items()]
     for world in ("weak", "strong"):
         plan += [
             (Setting(f"{s.label} ({world})", s.method, s.config, s.gr, recipe=world), THREE)
@@ -145,6 +149,22 @@ def _run(setting: Setting, seed: int, judge: int, folder: Path) -> dict[str, Any
     return {"label": setting.label, "folder": str(folder), **summary}
 
 
+def place(output: Path, setting: Setting, seed: int, judge: int) -> Path:
+    """The folder of one run."""
+    return output / setting.label.replace(" ", "_") / f"judge{judge}-seed{seed}"
+
+
+def finished(
+    plan: Sequence[tuple[Setting, Sequence[tuple[int, int]]]], output: Path
+) -> list[tuple[Setting, Sequence[tuple[int, int]]]]:
+    """The part of a plan whose runs have ended."""
+    done = [
+        (s, [p for p in pairs if (place(output, s, *p) / "summary.json").exists()])
+        for s, pairs in plan
+    ]
+    return [(s, pairs) for s, pairs in done if pairs]
+
+
 def run_plan(
     plan: Sequence[tuple[Setting, Sequence[tuple[int, int]]]], output: Path, jobs: int
 ) -> list[dict[str, Any]]:
@@ -159,7 +179,7 @@ def run_plan(
         line = progress.add_task(output.name, total=len(tasks))
         futures = {}
         for number, (setting, seed, judge) in enumerate(tasks):
-            folder = output / setting.label.replace(" ", "_") / f"judge{judge}-seed{seed}"
+            folder = place(output, setting, seed, judge)
             futures[pool.submit(_run, setting, seed, judge, folder)] = number
         for future in as_completed(futures):
             number = futures[future]
@@ -241,6 +261,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/results"))
     parser.add_argument("--data", type=Path, default=Path("docs/results/judge"))
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
+    parser.add_argument("--finished", action="store_true", help="report what is finished so far")
     parser.add_argument("--tune-only", action="store_true", help="stop after the choice")
     args = parser.parse_args()
 
@@ -256,7 +277,10 @@ def main() -> None:
     write_text(args.data / "chosen.json", json.dumps(record, indent=2))
     if args.tune_only:
         return
-    runs = run_plan(reported(chosen), args.output / "reported", args.jobs)
+    plan = reported(chosen)
+    if args.finished:
+        plan = finished(plan, args.output / "reported")
+    runs = run_plan(plan, args.output / "reported", args.jobs)
     write_csv(args.data / "runs.csv", runs)
 
     from .results_page import write_page

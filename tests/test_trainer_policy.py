@@ -13,11 +13,11 @@ from tests.trainer_oracle import completion_logps, difference, loss_of, oracle
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("kind", ["grpo", "rloo"])
-def test_importance_and_score_are_two_penalties(
+def test_each_kind_of_samples_is_its_own_penalty(
     kind: str, accumulation: int, tmp_path: Path
 ) -> None:
     gradients = {}
-    for samples in ("importance", "score"):
+    for samples in ("importance", "sequence", "score"):
         trainer = make_trainer(kind, tmp_path, accumulation=accumulation)
         attach(trainer, STRENGTH, radius=RADIUS, samples=samples)
         run = train(trainer)
@@ -27,6 +27,8 @@ def test_importance_and_score_are_two_penalties(
         )
         assert difference(run.gradients[0], expected.combined) < 1e-4
     assert difference(gradients["score"], gradients["importance"]) > 0.05
+    gap = difference(gradients["sequence"], gradients["importance"])
+    assert gap > 0.05 if kind == "grpo" else gap == 0.0
 
 
 @pytest.mark.parametrize("samples", ["importance", "score"])

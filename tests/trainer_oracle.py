@@ -63,6 +63,12 @@ def grpo_loss(
     model: Any, batch: dict[str, Any], accumulation: int, samples: str, loss_type: str
 ) -> Tensor:
     logps, mask = completion_logps(model, batch), batch["completion_mask"]
+    if samples == "sequence":  # the expected reward itself, by the ratio of whole completions
+        ratio = ((logps - batch["old_per_token_logps"]) * mask).sum(1).exp()
+        value = ratio * batch["advantages"]
+        if loss_type == "grpo":
+            return -(value / mask.sum(1)).mean() / accumulation
+        return -value.sum() / (len(value) * 6) / accumulation
     score = samples == "score"
     old = logps.detach() - batch["log_ratio"] if score else batch["old_per_token_logps"]
     terms = _policy_terms((logps - old).exp(), batch["advantages"][:, None]) * mask
