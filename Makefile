@@ -50,8 +50,9 @@ test-slow: $(INSTALLED)  ## the slow tests alone
 results: $(INSTALLED)  ## every number of the results page, measured again
 	$(PY) -m integrations.results $(RESULTS_FLAGS)
 
-bench: $(INSTALLED)  ## cost of a step in time and memory, as ratios to the plain optimizer
+bench: $(INSTALLED)  ## cost of a step and of the judge loop, as ratios to the plain ones
 	$(PY) -m benchmarks.cost $(BENCH_FLAGS)
+	$(PY) -m benchmarks.loop
 
 lint: $(INSTALLED)  ## ruff and pyright
 	$(PY) -m ruff check .

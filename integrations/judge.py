@@ -42,9 +42,9 @@ def arguments_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--method", nargs="+", default=["none", "gr"], metavar="NAME", help="default: none gr")
-    add("--recipe", default="tiny", help="tiny, weak, strong, smoke, gsm8k or .yaml")
+    add("--recipe", help="tiny (default), weak, strong, smoke, .yaml; with --model: gsm8k")
     add("--seed", nargs="+", type=int, default=[0], help="one run per seed (and method, and judge)")
-    add("--judge", nargs="+", type=int, default=[0], help="which of the independent judges")
+    add("--judge", nargs="+", type=int, help="which of the independent judges (0)")
     add("--policy_seed", type=int, help="one starting policy for all runs; default: one per seed")
     add("--output", type=Path, required=True, help="folder for the results")
     add("--resume", action="store_true", help="continue the runs in --output, skip finished ones")
@@ -94,6 +94,9 @@ def real_fields(options: argparse.Namespace) -> dict[str, Any] | None:
         raise ValueError(f"a run on real models also needs {missing}")
     if not real and options.recipe == "gsm8k":
         raise ValueError(f"recipe gsm8k is for real models; it needs {missing}")
+    for option in ("judge", "policy_seed"):
+        if real and getattr(options, option) is not None:
+            raise ValueError(f"--{option} is of the tiny world; with --model leave it out")
     return real or None
 
 
@@ -136,14 +139,12 @@ def check_recipe_fields(recipe: Recipe) -> None:
 def plan(options: argparse.Namespace, rest: list[str]) -> list[Any]:
     """The arms that were asked for, everything checked; ValueError says what to change."""
     real = real_fields(options)
-    if real and options.recipe == "tiny":  # the default
-        options.recipe = "gsm8k"
-    recipe = load(options.recipe)
+    recipe = load(options.recipe or ("gsm8k" if real else "tiny"))
     names = ["+".join(method_names.split(name)) for name in options.method]
     if len(set(names)) < len(names):
         raise ValueError(f"--method names one method twice: {' '.join(options.method)}")
-    for option in ("seed", "judge"):
-        values = getattr(options, option)
+    judges = [0] if options.judge is None else options.judge
+    for option, values in (("seed", options.seed), ("judge", judges)):
         if len(set(values)) < len(values) or min(values) < 0:
             raise ValueError(f"--{option} takes different whole numbers of at least 0")
     if options.jobs < 1:
@@ -161,6 +162,11 @@ def plan(options: argparse.Namespace, rest: list[str]) -> list[Any]:
     if given.get("max_steps", 1) < 1:
         raise ValueError("--steps must be at least 1")
     trainer = {"max_steps": recipe.steps} | recipe.trainer
+    if real:
+        import torch
+
+        if not torch.cuda.is_available():  # what is given on the command line still wins
+            trainer |= {"use_cpu": True, "bf16": False}
 
     from .loop import Arm, quiet
     from .worlds.judge import JudgeSettings, PolicySettings
@@ -175,7 +181,7 @@ def plan(options: argparse.Namespace, rest: list[str]) -> list[Any]:
             continue
         policy_seed = seed if options.policy_seed is None else options.policy_seed
         policy = PolicySettings(seed=policy_seed, **recipe.policy)
-        for index in options.judge:
+        for index in judges:
             judge = JudgeSettings(index=index, **recipe.judge)
             for name in names:
                 method = method_names.resolve(name, trainer, recipe.methods, given, given_gr)
@@ -184,6 +190,24 @@ def plan(options: argparse.Namespace, rest: list[str]) -> list[Any]:
                 )
     check_config(arms[0].config)
     return arms
+
+
+def check_gr(arm: Any) -> None:
+    """Let GR's settings and names be refused now, not when the first run has been prepared."""
+    if arm.gr is None:
+        return
+    import torch
+
+    from flatopt import GradRegOptimizer
+
+    settings = {k: v for k, v in arm.gr.items() if k not in ("samples", "exclude")}
+    GradRegOptimizer(torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0), **settings)
+    if not arm.gr.get("exclude"):
+        return
+    names = arm.parameter_names()
+    for item in arm.gr["exclude"]:
+        if not any(f".{item}." in f".{name}." for name in names):
+            raise ValueError(f"--exclude {item}: no parameter has it in its name, as {names[:3]}")
 
 
 def check_config(config: dict[str, Any]) -> None:
@@ -243,6 +267,8 @@ def main(arguments: list[str]) -> int:
 
             for note in check_real(arms[0].real, arms[0].config):
                 print(f"note: {note}", file=sys.stderr)
+        for arm in arms:
+            check_gr(arm)
         waiting = prepare(arms, options.output, options.resume)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -252,7 +278,10 @@ def main(arguments: list[str]) -> int:
     from .report import write_report
 
     failed = run_all(waiting, options.jobs)
-    show(write_report(options.output, [options.output / arm.name for arm in arms]))
+    # runs of earlier commands in the same folder stay part of the comparison
+    folders = [options.output / arm.name for arm in arms]
+    folders += sorted(p.parent for p in options.output.glob("*/settings.json"))
+    show(write_report(options.output, list(dict.fromkeys(folders))))
     for name, message in failed.items():
         print(f"error: {name} failed: {message}", file=sys.stderr)
     print(f"results in {options.output}")

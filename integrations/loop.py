@@ -45,6 +45,22 @@ class Arm:
         plain = json.loads(json.dumps(asdict(self)))
         return {k: v for k, v in plain.items() if v is not None or k == "gr"}
 
+    def parameter_names(self) -> list[str]:
+        """The names of the policy's parameters, without loading or building its weights."""
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
+
+        from .worlds.judge import model_config
+
+        if self.real is not None:
+            config = AutoConfig.from_pretrained(self.real["model"])
+        else:
+            assert self.policy is not None
+            config = LlamaConfig(**model_config(self.policy))
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+        return [name for name, _ in model.named_parameters()]
+
     def task(self) -> Task:
         """The policy, the data and the rewards of this arm."""
         if self.real is not None:
@@ -169,7 +185,8 @@ def prepare_folder(arm: Arm, folder: Path, resume: bool) -> None:
     if saved.exists():
         old = json.loads(saved.read_text())
         if fingerprint(old) != fingerprint(arm.plain()):
-            differ = sorted(k for k in old if old.get(k) != arm.plain().get(k))
+            new = arm.plain()
+            differ = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
             raise ValueError(
                 f"{folder} holds a run of other settings (they differ in: {', '.join(differ)}). "
                 "Choose another --output, or give the settings of the first run."

@@ -22,6 +22,17 @@ from rich.progress import (
 from .loop import Arm, run_arm
 from .worlds.judge import build_judge, build_policy
 
+# the live line of a run: label, column of metrics.jsonl
+SHOWN = (
+    ("proxy", "proxy"),
+    ("true", "true"),
+    ("|g|", "grad_norm"),
+    ("penalty", "gr/penalty_ratio"),
+    ("KL", "kl_start"),
+    ("H", "entropy"),
+    ("AUC", "auc"),
+)
+
 _channel: Any = None  # where messages go: in a worker process, the queue to the parent
 
 
@@ -58,7 +69,9 @@ def _run(arm: Arm, folder: Path) -> None:
     total = int(arm.config["max_steps"])
 
     def say(row: dict[str, Any]) -> None:
-        _say(arm.name, row["step"], total, f"proxy {row['proxy']:.2f} true {row['true']:.2f}")
+        known = [(label, row.get(name)) for label, name in SHOWN]
+        text = " ".join(f"{label} {value:.2g}" for label, value in known if value is not None)
+        _say(arm.name, row["step"], total, text)
 
     _say(arm.name, 0, total, "starting")
     run_arm(arm, folder, say)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import platform
 import statistics
@@ -109,12 +110,18 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     )
 
 
+def _cell(value: Any) -> str:
+    """Any text as the cell of a table: line breaks and bars would end it."""
+    text = html.escape(str(value), quote=False).replace("|", "&#124;")
+    return "<code>" + "<br>".join(text.split("\n")) + "</code>"
+
+
 def write_samples(path: Path, samples: dict[str, list[dict[str, Any]]]) -> None:
     """Completions before and after training, problem by problem."""
     lines = ["| problem | answer | before | after |", "|---|---|---|---|"]
     for before, after in zip(samples["before"], samples["after"], strict=True):
         cells = (before["prompt"], before["answer"], before["completion"], after["completion"])
-        lines.append("| " + " | ".join(f"`{cell}`" for cell in cells) + " |")
+        lines.append("| " + " | ".join(map(_cell, cells)) + " |")
     write_text(path, "\n".join(lines) + "\n")
 
 

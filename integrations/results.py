@@ -255,8 +255,8 @@ def write_csv(path: Path, runs: Sequence[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def main() -> None:
-    """Tune, choose, report."""
+def main() -> int:
+    """Tune, choose, report; 1 if a run failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--output", type=Path, default=Path("runs/results"))
     parser.add_argument("--data", type=Path, default=Path("docs/results/judge"))
@@ -276,7 +276,7 @@ def main() -> None:
     record = {family: setting.__dict__ for family, setting in chosen.items()}
     write_text(args.data / "chosen.json", json.dumps(record, indent=2))
     if args.tune_only:
-        return
+        return int(any("failed" in run for run in tuning))
     plan = reported(chosen)
     if args.finished:
         plan = finished(plan, args.output / "reported")
@@ -287,7 +287,8 @@ def main() -> None:
 
     main_labels = ["none", *(chosen[name].label for name in ("kl", "gr", "gr+kl"))]
     write_page(args.data, runs, main_labels)
+    return int(any("failed" in run for run in (*tuning, *runs)))
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -11,11 +11,12 @@ from tiny_models import ROWS, make_model, make_tokenizer, save
 
 from integrations.judge import main
 
-TRAINER = (
-    "--use_cpu true --bf16 false --gradient_checkpointing false --per_device_train_batch_size 4 "
-    "--gradient_accumulation_steps 2 --num_generations 4 --max_completion_length 12 "
-    "--learning_rate 1e-3 --logging_steps 1 --save_steps 1"
-).split()
+TRAINER = [
+    *("--gradient_checkpointing", "false", "--per_device_train_batch_size", "4"),
+    *("--gradient_accumulation_steps", "2", "--num_generations", "4"),
+    *("--max_completion_length", "12", "--learning_rate", "1e-3"),
+    *("--logging_steps", "1", "--save_steps", "1"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -174,6 +174,8 @@ def test_methods_as_settings():
         ("no effect", ["--method", "none", "--beta", "0.1"]),
         ("invalid float value", ["--learning_rate", "fast"]),
         ("--steps must be at least 1", ["--steps", "0"]),
+        ("ratio must be a finite number", ["--method", "gr", "--ratio", "-1"]),
+        ("no parameter has it in its name", ["--method", "gr", "--exclude", "nosuch"]),
     ],
 )
 def test_wrong_input_is_refused(
@@ -284,3 +286,8 @@ def test_killed_run_resumes_to_the_same_numbers(
     assert "| before | after |" in (cut / name / "samples.md").read_text()
     assert main([*wanted, "--output", str(cut), "--resume"]) == 0
     assert (cut / name / "summary.json").read_text() == text, "finished runs stay as they are"
+
+    more = ["--recipe", "smoke", "--method", "none", "--output", str(cut), "--resume"]
+    assert main(more) == 0
+    methods = json.loads((cut / "summary.json").read_text())["methods"]
+    assert set(methods) == {"none", "gr+reset"}, "a later command joins the comparison"

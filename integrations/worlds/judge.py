@@ -75,7 +75,8 @@ class JudgeSettings:
         return task.Flaws(self.wrong, self.broken, self.filler, self.hedged, self.informed)
 
 
-def _model_config(settings: PolicySettings | JudgeSettings) -> dict[str, Any]:
+def model_config(settings: PolicySettings | JudgeSettings) -> dict[str, Any]:
+    """The settings as arguments of LlamaConfig."""
     ids = {token: i for i, token in enumerate(task.VOCABULARY)}
     return {
         "vocab_size": len(task.VOCABULARY),
@@ -133,8 +134,8 @@ def _new_model(kind: str, settings: PolicySettings | JudgeSettings, seed: int) -
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if kind == "policy":
-            return LlamaForCausalLM(LlamaConfig(**_model_config(settings)))
-        config: dict[str, Any] = _model_config(settings) | {"num_labels": 1}
+            return LlamaForCausalLM(LlamaConfig(**model_config(settings)))
+        config: dict[str, Any] = model_config(settings) | {"num_labels": 1}
         return LlamaForSequenceClassification(LlamaConfig(**config))
 
 
