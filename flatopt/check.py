@@ -8,16 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from flatopt.difference import DIFFERENCES
+from flatopt.guards import exclusions, positive
 from flatopt.measure import gradient, hessian_product
-from flatopt.perturb import (
-    DEFAULT_RADIUS,
-    LOW_PRECISION,
-    RNGState,
-    displaced,
-    dot,
-    looks_low_precision,
-    norm,
-)
+from flatopt.perturb import RNGState, default_radius, displaced, dot, low_precision, norm
 
 GRID = (1e-7, 1e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 
@@ -90,16 +83,19 @@ def gradreg_check(
         model: a module, or its parameters. closure: zero_grad, loss, backward on one batch; it is
             called about 12 times, with the same random numbers each time.
         radius: the step length to judge; default: that of `GradRegOptimizer` for this precision.
-        difference: "forward" or "central". exclude: parameters left out of the perturbation.
+        difference: "forward" or "central". exclude: parameters (not names) left out of the
+            perturbation.
         min_cosine: least acceptable cosine with the exact product at `radius`.
         raise_error: raise below `min_cosine`; otherwise only report.
 
     Returns:
-        `CheckResult`; print it for the table. Parameters, ``.grad`` and the state of the random
-        number generators are unchanged.
+        `CheckResult`; print it for the table. Parameters, ``.grad``, the state of the random number
+        generators and, where a module is given, its buffers (BatchNorm's) are unchanged.
 
     Raises:
-        ValueError: the cosine is below `min_cosine`; the message gives the radius to use.
+        ValueError: the cosine is below `min_cosine`; the message gives the radius to use. Or a
+            setting lies outside its range.
+        TypeError: `exclude` holds something other than parameters.
         RuntimeError: no gradient, or an operation without a second derivative.
 
     Example:
@@ -111,14 +107,18 @@ def gradreg_check(
     """
     if difference not in ("forward", "central"):
         raise ValueError(f"difference must be 'forward' or 'central', got {difference!r}")
+    if radius is not None:
+        radius = positive("radius", radius)
+    left_out = {id(p) for p in exclusions(exclude, names=False)}
     given = list(model.parameters() if isinstance(model, nn.Module) else model)
-    left_out = {id(p) for p in exclude}
     params = [p for p in given if p.requires_grad and id(p) not in left_out]
     if not params:
         raise ValueError("no parameter to check: all are frozen or excluded")
 
     rng = RNGState.capture([p.device for p in params])
     held = [p.grad for p in given]
+    buffers = list(model.buffers()) if isinstance(model, nn.Module) else []
+    kept = [b.clone() for b in buffers]
     try:
         for p in given:
             p.grad = None
@@ -127,6 +127,9 @@ def gradreg_check(
         rng.restore()
         for p, grad in zip(given, held, strict=True):
             p.grad = grad
+        with torch.no_grad():
+            for buffer, value in zip(buffers, kept, strict=True):
+                buffer.copy_(value)
     if raise_error and not result.used.cosine >= min_cosine:
         raise ValueError(_advice(result, min_cosine))
     return result
@@ -150,7 +153,7 @@ def _measure(
             f"the gradient's norm is {length}: nothing to check. The closure must compute the loss "
             "and call loss.backward(), on a batch with a signal"
         )
-    low = any(p.dtype in LOW_PRECISION for p in params) or bool(looks_low_precision(g))
+    low = bool(low_precision(params, g))
     rng.restore()
     exact = hessian_product(closure, params, g)
     size = float(norm(exact))
@@ -158,9 +161,7 @@ def _measure(
         raise RuntimeError("H g is exactly zero on this batch: GR has nothing to do here")
 
     if radius is None:
-        double = all(p.dtype == torch.float64 for p in params)
-        key = torch.bfloat16 if low else torch.float64 if double else torch.float32
-        radius = DEFAULT_RADIUS[key]
+        radius = default_radius(params, low)
     results = {
         r: _judge(r, r * theta / length, params, g, exact, difference, same_gradient)
         for r in sorted({*GRID, radius})

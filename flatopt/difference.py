@@ -55,8 +55,8 @@ class Central:
 class Exact:
     """H g by a second backward through the first: the oracle. About twice the cost of Forward.
 
-    The extra pass runs at theta itself, with a graph (`differentiable`), and is differentiated
-    along g1 by `product`.
+    The extra pass runs at theta itself, with a graph (`differentiable`, which is not thread-safe),
+    and is differentiated along g1 by `product`.
     """
 
     points = (0.0,)
@@ -76,6 +76,8 @@ def differentiable() -> Iterator[None]:
 
     So a user's own training code, which calls ``loss.backward()``, can be differentiated twice.
     Attention takes its plain mathematical form, because fused kernels have no second derivative.
+    Not thread-safe: ``torch.autograd.backward`` is replaced for the whole process, so no other
+    thread may run a backward pass meanwhile.
     """
     original = torch.autograd.backward
 

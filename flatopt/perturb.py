@@ -10,8 +10,8 @@ from torch import Tensor
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 # Step length ||theta' - theta|| / ||theta|| at which the forward difference is most accurate, by
-# the precision in which the gradients are computed (docs/numerics.md). A shorter step drowns in
-# rounding, a longer one in the third derivative.
+# the precision in which the gradients are computed (docs/how-to-choose.md). A shorter step drowns
+# in rounding, a longer one in the third derivative.
 DEFAULT_RADIUS = {torch.float64: 1e-7, torch.float32: 1e-5, torch.bfloat16: 3e-4}
 
 
@@ -67,6 +67,16 @@ def dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
             part = _local((a * b).sum())
         total += part.to(device)
     return total
+
+
+@torch.no_grad()
+def read(values: Sequence[Tensor]) -> list[float]:
+    """0-dim tensors of any float dtype and device as floats, with one wait for the device."""
+    widest = values[0].dtype
+    for v in values[1:]:
+        widest = torch.promote_types(widest, v.dtype)
+    device = values[0].device
+    return torch.stack([v.to(device=device, dtype=widest) for v in values]).tolist()
 
 
 @contextmanager
@@ -174,3 +184,30 @@ def looks_low_precision(grads: Sequence[Tensor], sample: int = 4096) -> bool | N
         if seen >= sample:
             break
     return zeros > 0.5 * seen if seen >= 256 else None
+
+
+def multiplies_in_tf32(params: Sequence[Tensor]) -> bool:
+    """True where products of these float32 matrices are computed with TF32's 10 bits, on CUDA."""
+    if not any(p.device.type == "cuda" and p.dtype == torch.float32 for p in params):
+        return False
+    try:
+        return torch.get_float32_matmul_precision() != "highest"
+    except RuntimeError:  # set by torch's newer switch, which forbids asking the older one
+        return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+def low_precision(params: Sequence[Tensor], grads: Sequence[Tensor | None]) -> bool | None:
+    """True where gradients are computed with 16 bits or TF32; None where nothing tells yet."""
+    if any(p.dtype in LOW_PRECISION for p in params) or multiplies_in_tf32(params):
+        return True
+    if any(torch.is_autocast_enabled(kind) for kind in {p.device.type for p in params}):
+        return True
+    return looks_low_precision([g for g in grads if g is not None])
+
+
+def default_radius(params: Sequence[Tensor], low: bool) -> float:
+    """The step length for these parameters, where none was given."""
+    if low:
+        return DEFAULT_RADIUS[torch.bfloat16]
+    double = all(p.dtype == torch.float64 for p in params)
+    return DEFAULT_RADIUS[torch.float64 if double else torch.float32]

@@ -2,7 +2,6 @@
 
 import copy
 import warnings
-from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flatopt.guards import exclusions, name_matches
 from flatopt.optimizer import GradRegOptimizer
 from flatopt.perturb import DEFAULT_RADIUS, RNGState
 from flatopt.schedule import Strength
@@ -44,11 +44,12 @@ def attach(
             pi_theta' / pi_theta, and the penalty is that of the surrogate loss on fixed samples.
             "sequence": every token carries the ratio of its whole completion, so that H g1 is the
             Hessian product of the expected reward itself (GRPO's ratio of single tokens leaves out
-            the products between tokens; RLOO's is of the completion in any case).
+            the products between tokens; RLOO's is of the completion in any case). Under bf16 that
+            ratio sums the rounding noise of all its tokens' log-probs: prefer float32.
             "score": the ratio stays what it was at theta (1 on policy; the paper's code without
             vLLM): the score-function term of the Hessian is left out. Other trainers ignore it.
-        exclude: names of parameters or modules: whole dotted parts of a name as in
-            ``model.named_parameters()``, such as "lm_head", "layers.0" or "mlp.up_proj.weight".
+        exclude: names of parameters or modules, as in `GradRegOptimizer`: whole dotted parts,
+            found anywhere in a name, such as "lm_head", "layers.0" or "mlp.up_proj.weight".
 
     Returns:
         A `TrainerPlug`; its ``optimizer`` is the `GradRegOptimizer` once training has begun. The
@@ -66,9 +67,8 @@ def attach(
         >>> trainer.train()  # doctest: +SKIP
     """
     _check_trainer(trainer, samples)
-    exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
     settings = {"strength": strength, "ratio": ratio, **options}
-    return TrainerPlug(trainer, settings, samples, exclude)
+    return TrainerPlug(trainer, settings, samples, exclusions(exclude, tensors=False))
 
 
 @dataclass
@@ -100,7 +100,7 @@ class TrainerPlug:
         self._window: list[_MicroBatch] = []
         self._recording: _MicroBatch | None = None
         self._replaying: _MicroBatch | None = None
-        self._log_sums: dict[str, list[Any]] = defaultdict(list)
+        self._log_sums: dict[str, tuple[Any, int]] = {}  # sum and count since the last log
         _probe_settings(settings)
         self._check_names()
         if trainer.optimizer is not None:
@@ -151,9 +151,10 @@ class TrainerPlug:
             self._replay(window)
             for name, value in self.stats.__dict__.items():
                 if name == "skipped":
-                    self._log_sums[name].append(float(value is not None))
-                elif value is not None:
-                    self._log_sums[name].append(value)
+                    value = float(value is not None)
+                if value is not None:  # tensors are summed on their device, without waiting for it
+                    total, count = self._log_sums.get(name, (0.0, 0))
+                    self._log_sums[name] = (total + value, count + 1)
         return loss
 
     def prepare_inputs(self, *args: Any, **kwargs: Any) -> Any:
@@ -186,8 +187,8 @@ class TrainerPlug:
     def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         """The trainer's log, with the means of the steps since the last one under ``gr/``."""
         if "loss" in logs and self._log_sums:
-            for name, values in self._log_sums.items():
-                logs[f"gr/{name}"] = sum(float(v) for v in values) / len(values)
+            for name, (total, count) in self._log_sums.items():
+                logs[f"gr/{name}"] = float(total) / count
             self._log_sums.clear()
         self._log(logs, *args, **kwargs)
 
@@ -201,9 +202,9 @@ class TrainerPlug:
         attributes = self.trainer.__dict__
         before = dict(attributes)
         rng = RNGState.capture(self._devices())
-        # TRL's trainers append to _metrics in place; a copy of it takes what the replay appends
+        # TRL's trainers append to _metrics in place; a stand-in takes what the replay appends
         if "_metrics" in attributes:
-            attributes["_metrics"] = copy.deepcopy(attributes["_metrics"])
+            attributes["_metrics"] = _last_entries(attributes["_metrics"])
         try:
             for _ in range(self.optimizer.passes):
                 with self.optimizer.perturbed():
@@ -244,7 +245,9 @@ class TrainerPlug:
 
     def _wrap(self, base: Any) -> GradRegOptimizer:
         parameters = _named(self.trainer.model)
-        exclude = [p for item in self.exclude for n, p in parameters.items() if _matches(n, item)]
+        exclude = [
+            p for item in self.exclude for n, p in parameters.items() if name_matches(n, item)
+        ]
         stepped = {id(p) for group in base.param_groups for p in group["params"]}
         settings = dict(self.settings)
         bf16 = getattr(self.trainer.args, "bf16", False)
@@ -258,28 +261,39 @@ class TrainerPlug:
     def _check_names(self) -> None:
         names = _named(self.trainer.model)
         for item in self.exclude:
-            if not any(_matches(n, item) for n in names):
+            if not any(name_matches(n, item) for n in names):
                 raise ValueError(
                     f"exclude: no parameter of the model is named {item!r}; "
                     f"names begin with {list(names)[:3]}"
                 )
 
     def _devices(self) -> list[Any]:
-        return [p.device for p in self.trainer.model.parameters()]
+        devices = [p.device for p in self.trainer.model.parameters()]
+        gpus = getattr(self.trainer.args, "n_gpu", 0)  # of DataParallel, which copies the model
+        if gpus > 1:
+            devices += [torch.device("cuda", number) for number in range(gpus)]
+        return devices
 
 
 def _named(model: Any) -> dict[str, Tensor]:
     return dict(model.named_parameters(remove_duplicate=False))
 
 
-def _matches(name: str, item: str) -> bool:
-    """Whole dotted parts only; so it also finds names inside the wrappers of PEFT and DDP."""
-    return f".{item}." in f".{name}."
-
-
 def _scalars(trainer: Any) -> dict[str, Any]:
     """The trainer's plain attributes, such as TRL's step counter and entropy coefficient."""
     return {k: v for k, v in trainer.__dict__.items() if isinstance(v, _SCALARS)}
+
+
+def _last_entries(metrics: Any) -> Any:
+    """The same dicts of lists with the last entry of each: no copy of what a long run logged."""
+    if isinstance(metrics, list):
+        return metrics[-1:]
+    if not isinstance(metrics, dict):
+        return copy.deepcopy(metrics)
+    kept = copy.copy(metrics)  # a defaultdict stays one
+    for name, value in metrics.items():
+        kept[name] = _last_entries(value)
+    return kept
 
 
 def _keep_ratio(batch: _MicroBatch, logps: Tensor) -> None:
@@ -298,8 +312,8 @@ def _keep_ratio(batch: _MicroBatch, logps: Tensor) -> None:
 def _sequence_ratio(batch: _MicroBatch, logps: Tensor) -> None:
     """Old log-probs such that each token's ratio is moved by that of its whole completion.
 
-    The loss then weighs the gradient of every token by pi_theta'(completion) / pi_theta(completion),
-    as the gradient of the expected reward at theta' does.
+    The loss then weighs the gradient of every token by pi_theta'(completion) over
+    pi_theta(completion), as the gradient of the expected reward at theta' does.
     """
     inputs = batch.inputs
     if batch.logps is None or "old_logps" in inputs:  # RLOO: the ratio is the completion's already

@@ -1,17 +1,22 @@
 """One GR step in flight: g1, the shifted passes, and their combination in .grad."""
 
+import heapq
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from flatopt.difference import Difference, Exact, differentiable, product
-from flatopt.perturb import displaced, dot, norm, wide
+from flatopt.perturb import displaced, dot, norm, read, wide
 from flatopt.stats import Stats
 
 FLOAT32_MAX = torch.finfo(torch.float32).max
+_NO_DIFFERENCE = (
+    "g2 equals g1 exactly: the shift is below the precision (give radius=3e-4) or the loss is "
+    "linear here; the step is plain"
+)
 
 
 class Window:
@@ -51,11 +56,16 @@ class Window:
         self.active = False  # inside a pass
         self.shift_norm: Tensor | None = None
 
-        # One wait for the device: whether to shift at all is decided on the host.
+        # Whether to shift at all is decided on the host. A step waits for the device twice: here
+        # for these norms, and in `combine` for ||d|| (`read`).
         grad_norm = norm(self.g1) if self.moved else torch.zeros(())
-        length, theta = float(grad_norm), float(norm(self.moved)) if self.moved else 1.0
         self.grad_norm = grad_norm / scale
-        every_grad = length + (float(norm(self.kept_grads)) if self.kept else 0.0)
+        theta_norm = norm(self.moved) if self.moved else torch.ones(())
+        kept_norm = norm(self.kept_grads) if self.kept else torch.zeros(())
+        length, self.length, theta, kept_length = read(
+            [grad_norm, self.grad_norm, theta_norm, kept_norm]
+        )
+        every_grad = length + kept_length
         self.bad_gradient = not math.isfinite(every_grad)
         self.why: str | None = None
         if self.bad_gradient:
@@ -157,10 +167,11 @@ class Window:
             if missing:
                 part.zero_()
         d_norm, along = norm(d), dot(self.g1, d)
-        grad_norm = float(self.grad_norm)
-        product_norm = factor * float(d_norm)
+        grad_norm, product_norm = self.length, factor * read([d_norm])[0]
         if not math.isfinite(product_norm):
             return self._plain("the gradient at theta' is not finite; the step is plain")
+        if product_norm == 0.0 and not isinstance(self.difference, Exact):
+            return self._plain(_NO_DIFFERENCE if not all(self.absent) else self._notes())
         strength = strength_for(grad_norm, product_norm)
         if max_ratio is not None and strength * product_norm > max_ratio * grad_norm:
             strength = max_ratio * grad_norm / product_norm
@@ -172,7 +183,22 @@ class Window:
 
     def _plain(self, why: str) -> Stats:
         self.abandon()
-        return Stats(grad_norm=self.grad_norm, strength=0.0, radius=self.radius, skipped=why)
+        stats = Stats(grad_norm=self.grad_norm, strength=0.0, radius=self.radius, skipped=why)
+        stats.realised_step = self._realised_step()
+        return stats
+
+    def _realised_step(self) -> Tensor | None:
+        if self.shift_norm is None:
+            return None
+        return self.shift_norm / (self.alpha * (self.grad_norm * self.scale))
+
+    def _notes(self) -> str:
+        notes = []
+        if any(self.absent):
+            notes.append(f"{sum(self.absent)} parameter(s) had no gradient at theta': step with g1")
+        if self.late:
+            notes.append(f"{len(self.late)} parameter(s) had no gradient at theta: no step")
+        return "; ".join(notes)
 
     def _write(self, d: list[Tensor], weight: float) -> None:
         for p, a, b in zip(self.moved, self.g1, d, strict=True):
@@ -205,15 +231,50 @@ class Window:
             g2 = torch.sqrt((n**2 + 2 * share * along + (share * d_norm) ** 2).clamp_min(0))
             stats.perturbed_grad_norm = g2 / self.scale
             stats.cosine = (n**2 + share * along) / (n * g2)
-            if self.shift_norm is not None:
-                stats.realised_step = self.shift_norm / (self.alpha * n)
-        notes = []
-        if any(self.absent):
-            notes.append(f"{sum(self.absent)} parameter(s) had no gradient at theta': step with g1")
-        if self.late:
-            notes.append(f"{len(self.late)} parameter(s) had no gradient at theta: no step")
-        stats.skipped = "; ".join(notes) or None
+            stats.realised_step = self._realised_step()
+        stats.skipped = self._notes() or None
         return stats
+
+
+@contextmanager
+def kept_gradients(params: Iterable[Tensor]) -> Iterator[None]:
+    """A pass that is not needed: its gradients are dropped, those before it stay in ``.grad``."""
+    held = [(p, p.grad) for p in params]
+    for p, _ in held:
+        p.grad = None
+    try:
+        yield
+    finally:
+        for p, grad in held:
+            p.grad = grad
+
+
+class Mark:
+    """Which gradients a pass left in ``.grad``, to tell later whether another batch came since.
+
+    A few of them tell it; the smallest, because they are held.
+    """
+
+    def __init__(self, params: Sequence[Tensor]) -> None:
+        few = heapq.nsmallest(4, params, key=lambda p: (p.grad is None, p.numel()))
+        self.grads = [(p, p.grad, None if p.grad is None else p.grad._version) for p in few]
+
+    def again(self) -> "Mark":
+        """The same parameters' gradients as they are now."""
+        return Mark([p for p, _, _ in self.grads])
+
+    @property
+    def replaced(self) -> bool:
+        """All are other tensors than before, or were cleared; clipping keeps the tensors."""
+        return all(p.grad is not g for p, g, _ in self.grads)
+
+    @property
+    def changed(self) -> bool:
+        """Any is another tensor, or was written to."""
+        return any(
+            p.grad is not g or (g is not None and g._version != version)
+            for p, g, version in self.grads
+        )
 
 
 def _grad(p: Tensor) -> Tensor:

@@ -86,9 +86,9 @@ def reported(chosen: dict[str, Setting]) -> list[tuple[Setting, Sequence[tuple[i
     main = [Setting("none", "none"), kl, gr, both]
     plan: list[tuple[Setting, Sequence[tuple[int, int]]]] = [(s, MAIN) for s in main]
     plan += [
-        (Setting("true", "true"), MAIN[:5]),
-        (Setting("true+gr", "true+gr", gr=gr.gr), MAIN[:5]),
-        (Setting("true+kl", "true+kl", config=kl.config), MAIN[:5]),
+        (Setting("true", "true"), THREE),
+        (Setting("true+gr", "true+gr", gr=gr.gr), THREE),
+        (Setting("true+kl", "true+kl", config=kl.config), THREE),
     ]
     decade = [s for s in candidates()["kl"] if s.config["beta"] in (0.01, 0.03, 0.1, 0.3)]
     plan += [(s, THREE) for s in decade if s != kl]
@@ -104,15 +104,15 @@ def reported(chosen: dict[str, Setting]) -> list[tuple[Setting, Sequence[tuple[i
         "gr, blocks only" if excluded else "gr, all parameters": {"exclude": excluded},
     }
     plan += [(Setting(name, "gr", gr=options | change), THREE) for name, change in changes.items()]
-    for world in ("weak", "strong"):
-        plan += [
-            (Setting(f"{s.label} ({world})", s.method, s.config, s.gr, recipe=world), THREE)
-            for s in main
-        ]
     twice = 2 * load("tiny").steps
     plan += [
         (Setting(f"{s.label} (x2 steps)", s.method, s.config, s.gr, steps=twice), ONE) for s in main
     ]
+    for world in ("weak", "strong"):
+        plan += [
+            (Setting(f"{s.label} ({world})", s.method, s.config, s.gr, recipe=world), ONE)
+            for s in main
+        ]
     return plan
 
 

@@ -100,3 +100,24 @@ def test_nothing_to_check() -> None:
     w = torch.ones(2, requires_grad=True)
     with pytest.raises(RuntimeError, match="H g is exactly zero"):
         gradreg_check([w], lambda: w.sum().backward())
+
+
+def test_buffers_are_as_before() -> None:
+    problem = Problem(layer=nn.BatchNorm1d(5))
+    problem.backward()
+    before = {n: b.clone() for n, b in problem.model.named_buffers()}
+    assert len(before) == 3
+    gradreg_check(problem.model, closure(problem), raise_error=False)
+    assert same(dict(problem.model.named_buffers()), before)
+
+
+def test_bad_arguments() -> None:
+    problem = Problem()
+    for exclude in ("0", ["0.weight"], problem.model[0], problem.model, 3):
+        with pytest.raises(TypeError, match="exclude takes parameters, got"):
+            gradreg_check(problem.model, closure(problem), exclude=exclude)  # type: ignore[arg-type]
+    for radius in (0.0, -1e-3, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="radius must be a finite number > 0"):
+            gradreg_check(problem.model, closure(problem), radius=radius)
+    one = gradreg_check(problem.model, closure(problem), exclude=problem.params[0])  # type: ignore[arg-type]
+    assert one == gradreg_check(problem.model, closure(problem), exclude=[problem.params[0]])

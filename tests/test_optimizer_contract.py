@@ -19,10 +19,11 @@ def make(problem: Problem, **options: Any) -> GradRegOptimizer:
 
 
 def overridden() -> list[str]:
+    ours = GradRegOptimizer.__mro__[: GradRegOptimizer.__mro__.index(Optimizer)]
     return sorted(
         name
-        for name, value in vars(GradRegOptimizer).items()
-        if inspect.isfunction(value)
+        for name in {name for kind in ours for name in vars(kind)}
+        if inspect.isfunction(getattr(GradRegOptimizer, name))
         and inspect.isfunction(vars(Optimizer).get(name))
         and name != "__init__"
     )

@@ -1,12 +1,15 @@
 """Misuse that must fail loudly: phases out of order, bad settings; and what exclude means."""
 
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from flatopt import GradRegOptimizer
+from flatopt.guards import excluded_ids
 from tests.cases import Problem, distance, gr_step, same, two_phases
 
 
@@ -100,6 +103,147 @@ def test_closure_that_only_reports_the_loss() -> None:
     assert same(problem.grads(), combined)
 
 
+# ---- steps that were begun and dropped ----------------------------------------------------------
+
+CLEARING: dict[str, Callable[[Problem, GradRegOptimizer], None]] = {
+    "optimizer": lambda problem, optimizer: optimizer.zero_grad(),
+    "optimizer in place": lambda problem, optimizer: optimizer.zero_grad(set_to_none=False),
+    "model": lambda problem, optimizer: problem.model.zero_grad(),  # as the HF Trainer does
+}
+
+
+@pytest.mark.parametrize("clear", CLEARING)
+def test_one_pass_of_two_is_forgotten_with_its_batch(clear: str) -> None:
+    problem, fresh = Problem(), Problem()
+    optimizer = make(problem, "central")
+    problem.loss(0).backward()
+    with optimizer.perturbed():
+        problem.loss(0).backward()
+    CLEARING[clear](problem, optimizer)
+    problem.loss(1).backward()
+    with optimizer.perturbed():  # the first of two, not the second of the other batch
+        problem.loss(1).backward()
+    with pytest.raises(RuntimeError, match="needs a second gradient"):
+        optimizer.step()
+    # and whole steps after such a beginning are those of a fresh optimizer
+    for each, which in ((problem, optimizer), (fresh, make(fresh, "central"))):
+        CLEARING[clear](each, which)
+        each.loss(1).backward()
+        for _ in range(2):
+            with which.perturbed():
+                each.loss(1).backward()
+        which.step()
+    assert same(problem.values(), fresh.values())
+
+
+def test_gradients_that_change_between_two_passes() -> None:
+    for clear in (True, False):  # in place by the model, which cannot be told from not at all
+        problem = Problem()
+        optimizer = make(problem, "central")
+        problem.backward()
+        with optimizer.perturbed():
+            problem.backward()
+        if clear:
+            problem.model.zero_grad(set_to_none=False)
+        problem.loss(1).backward()
+        with (
+            pytest.raises(RuntimeError, match=r"between two passes.*optimizer\.zero_grad\(\)"),
+            optimizer.perturbed(),
+        ):
+            pass
+        two_phases(problem, optimizer)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("clear", CLEARING)
+@pytest.mark.parametrize("difference", ["forward", "central", "exact"])
+def test_finished_passes_do_not_count_for_the_next_batch(difference: str, clear: str) -> None:
+    problem = Problem()
+    optimizer = make(problem, difference)
+    before = problem.values()
+    two_phases(problem, optimizer)
+    CLEARING[clear](problem, optimizer)
+    problem.loss(1).backward()
+    with pytest.raises(RuntimeError, match="needs a second gradient"):
+        optimizer.step()
+    assert same(problem.values(), before)
+    fresh = Problem()
+    for each, which in ((problem, optimizer), (fresh, make(fresh, difference))):
+        gr_step(each, which, "closure")
+    assert same(problem.values(), fresh.values())
+
+
+@pytest.mark.parametrize("clear", CLEARING)
+def test_a_dropped_nan_batch_does_not_stop_the_next_step(clear: str) -> None:
+    problem, fresh = Problem(), Problem()
+    optimizer = make(problem)
+    problem.factor = float("nan")
+    two_phases(problem, optimizer)
+    assert "not finite" in (optimizer.stats.skipped or "")
+    problem.factor = 1.0
+    CLEARING[clear](problem, optimizer)
+    problem.backward()
+    with pytest.raises(RuntimeError, match="needs a second gradient"):
+        optimizer.step()
+    with optimizer.perturbed():
+        problem.backward()
+    optimizer.step()
+    gr_step(fresh, make(fresh), "perturbed")
+    assert same(problem.values(), fresh.values())
+    # where the next step is a plain one, it is taken
+    problem.factor = float("nan")
+    two_phases(problem, optimizer)
+    problem.factor, optimizer.strength = 1.0, 0.0
+    before = problem.values()
+    CLEARING[clear](problem, optimizer)
+    problem.backward()
+    optimizer.step()
+    assert not same(problem.values(), before)
+
+
+@pytest.mark.parametrize("difference", ["forward", "central"])
+def test_passes_for_each_micro_batch(difference: str) -> None:
+    problem = Problem()
+    optimizer = make(problem, difference)
+    two_phases(problem, optimizer)
+    problem.loss(1).backward()  # added to the combined gradient
+    with pytest.raises(RuntimeError, match="already used"), optimizer.perturbed():
+        pass
+
+
+def test_a_closure_after_passes_that_were_dropped() -> None:
+    for clear in (True, False):
+        problem, fresh = Problem(), Problem()
+        optimizer = make(problem, "central")
+        problem.backward()
+        for _ in range(2 if clear else 1):
+            with optimizer.perturbed():
+                problem.backward()
+
+        def closure(problem: Problem = problem, in_place: bool = clear) -> torch.Tensor:
+            problem.model.zero_grad(set_to_none=not in_place)
+            return problem.backward()
+
+        optimizer.step(closure)  # type: ignore[arg-type]
+        gr_step(fresh, make(fresh, "central"), "closure")
+        assert same(problem.values(), fresh.values())
+
+
+def test_a_combined_gradient_is_changed_in_place_only() -> None:
+    problem = Problem()
+    optimizer = make(problem)
+    two_phases(problem, optimizer)
+    torch.nn.utils.clip_grad_norm_(problem.params, 1e-3)
+    problem.params[0].grad = None  # a single one may be left out
+    optimizer.step()
+    two_phases(problem, optimizer)
+    for p in problem.params:
+        assert p.grad is not None
+        p.grad = p.grad / 2
+    with pytest.raises(RuntimeError, match="change it in place"):
+        optimizer.step()
+
+
 # ---- gradients that GR refuses ------------------------------------------------------------------
 
 
@@ -166,6 +310,34 @@ def test_every_parameter_excluded() -> None:
     assert same(problem.values(), plain.values())
 
 
+class Tower(nn.Module):
+    """Names with several parts, one of them the beginning of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(4, 3)
+        self.embed = nn.Linear(3, 3)
+        self.layers = nn.ModuleList(nn.Linear(3, 3) for _ in range(12))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(
+    ("item", "count"),
+    [("embed_tokens", 1), ("embed", 2), ("layers.1", 2), ("layers", 24), ("layers.1.bias", 1)],
+)
+def test_names_match_whole_parts_anywhere(item: str, count: int, compiled: bool) -> None:
+    inner = nn.ModuleDict({"model": Tower()})
+    model = torch.compile(inner, backend="eager") if compiled else inner
+    base = torch.optim.SGD(model.named_parameters(), lr=0.1)  # type: ignore[union-attr]
+    assert len(excluded_ids([item], base.param_groups)) == count
+    assert GradRegOptimizer(base, exclude=item).exclude == (item,)
+    if compiled:
+        assert len(excluded_ids([f"_orig_mod.model.{item}"], base.param_groups)) == count
+    for part in ("embed_token", "ayers", "layers.1.", "layer", ""):
+        with pytest.raises(ValueError, match="no parameter is named"):
+            GradRegOptimizer(base, exclude=[part])
+
+
 def test_unknown_exclusions() -> None:
     problem = Problem()
     named = torch.optim.SGD(problem.model.named_parameters(), lr=0.1)
@@ -178,6 +350,12 @@ def test_unknown_exclusions() -> None:
         GradRegOptimizer(plain, exclude=[torch.ones(2)])
     with pytest.raises(TypeError, match=r"exclude=module.parameters\(\)"):
         GradRegOptimizer(plain, exclude=problem.model)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"got Linear; .* exclude=module.parameters\(\)"):
+        GradRegOptimizer(plain, exclude=problem.model[0])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="takes parameters and names, got NoneType"):
+        GradRegOptimizer(plain, exclude=None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="takes parameters and names, got int"):
+        GradRegOptimizer(plain, exclude=[0])  # type: ignore[list-item]
 
 
 # ---- settings -----------------------------------------------------------------------------------
@@ -199,6 +377,15 @@ SETTINGS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"every": 1.5}, ValueError, "every must be a whole number >= 1"),
     ({"warmup": -1}, ValueError, "warmup must be a whole number >= 0"),
     ({"warmup": 0.5}, ValueError, "warmup must be a whole number >= 0"),
+    ({"warmup": float("inf")}, ValueError, "warmup must be a whole number >= 0"),
+    ({"warmup": float("nan")}, ValueError, "warmup must be a whole number >= 0"),
+    ({"warmup": "3"}, TypeError, "warmup must be a whole number >= 0, got '3'"),
+    ({"every": None}, TypeError, "every must be a whole number >= 1, got None"),
+    ({"ratio": "1"}, TypeError, "ratio must be a finite number >= 0, got '1'"),
+    ({"radius": "1e-3"}, TypeError, "radius must be a finite number > 0"),
+    ({"eps": [1e-3]}, TypeError, "eps must be a finite number > 0"),
+    ({"max_ratio": "2"}, TypeError, "max_ratio must be a finite number > 0"),
+    ({"strength": np.float32("inf")}, ValueError, "strength must be a finite number"),
 ]
 
 
@@ -207,6 +394,25 @@ def test_bad_settings(settings: dict[str, Any], error: type[Exception], text: st
     base = torch.optim.SGD(Problem().params, lr=0.1)
     with pytest.raises(error, match=text):
         GradRegOptimizer(base, **settings)
+
+
+def test_numbers_of_numpy() -> None:
+    problem, plain = Problem(), Problem()
+    value: Any = np.float32(0.1)
+    warmup: Any = np.int64(1)
+    every: Any = np.float64(1.0)
+    base = torch.optim.SGD(problem.params, lr=0.1)
+    optimizer = GradRegOptimizer(
+        base, value, radius=value, max_ratio=value, warmup=warmup, every=every
+    )
+    same_base = torch.optim.SGD(plain.params, lr=0.1)
+    other = GradRegOptimizer(same_base, float(value), radius=float(value), max_ratio=float(value))
+    other.warmup = 1
+    assert GradRegOptimizer(base, ratio=value).ratio_rule is not None
+    for _ in range(2):
+        gr_step(problem, optimizer, "closure")
+        gr_step(plain, other, "closure")
+    assert same(problem.values(), plain.values())
 
 
 def test_bad_bases() -> None:

@@ -1,6 +1,7 @@
 """GradRegOptimizer in 16 bits: bf16 weights, autocast, the default radius, mixed dtypes."""
 
 import copy
+import types
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import flatopt.perturb
 from flatopt import GradRegOptimizer
-from flatopt.perturb import DEFAULT_RADIUS, looks_low_precision
+from flatopt.perturb import (
+    DEFAULT_RADIUS,
+    looks_low_precision,
+    low_precision,
+    multiplies_in_tf32,
+)
 from tests.cases import Problem, distance, gr_step, same
 
 
@@ -96,6 +103,59 @@ def test_precision_is_not_judged_by_an_empty_or_broken_gradient() -> None:
         net.step(optimizer)
         expected = DEFAULT_RADIUS[torch.bfloat16 if autocast else torch.float32]
         assert optimizer.stats.numbers()["radius"] == pytest.approx(expected)
+
+
+def test_a_net_too_small_to_tell_autocast_says_that_nothing_was_added() -> None:
+    torch.manual_seed(0)
+    net = Wide()
+    net.model = nn.Sequential(nn.Linear(24, 4), nn.Tanh(), nn.Linear(4, 2))
+    net.params = list(net.model.parameters())
+    net.autocast = True
+    base = torch.optim.SGD(net.params, lr=0.0)
+    optimizer = GradRegOptimizer(base, ratio=1.0, radius=1e-9)
+    net.step(optimizer)
+    assert "g2 equals g1 exactly" in (optimizer.stats.skipped or "")
+    assert "radius=3e-4" in (optimizer.stats.skipped or "")
+    assert optimizer.stats.numbers()["strength"] == 0.0
+    assert optimizer.state_dict()["gradreg"]["product_norm"] == 0.0
+    assert optimizer.state_dict()["gradreg"]["grad_norm"] == 0.0
+    g1 = [p.grad.clone() for p in net.params if p.grad is not None]
+    optimizer.zero_grad()
+    net.backward()
+    assert same(g1, [p.grad for p in net.params])
+    optimizer.radius = 3e-4
+    net.step(optimizer)
+    assert optimizer.stats.skipped is None
+
+
+class OnCuda:
+    """What of a parameter the question of TF32 looks at."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32, kind: str = "cuda") -> None:
+        self.dtype, self.device = dtype, torch.device(kind)
+
+
+def test_tf32_is_low_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = [OnCuda(), OnCuda(torch.float64), OnCuda(kind="cpu")]
+    for precision, expected in [("highest", False), ("high", True), ("medium", True)]:
+        monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda p=precision: p)
+        assert [multiplies_in_tf32([c]) for c in cases] == [expected, False, False]  # type: ignore[list-item]
+        assert bool(low_precision([cases[0]], [])) is expected  # type: ignore[list-item]
+
+    def refuse() -> str:
+        raise RuntimeError("a mix of the older and the newer settings")
+
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", refuse)
+    for precision, expected in [("tf32", True), ("ieee", False)]:
+        monkeypatch.setattr(
+            torch.backends.cuda, "matmul", types.SimpleNamespace(fp32_precision=precision)
+        )
+        assert multiplies_in_tf32([cases[0]]) is expected  # type: ignore[list-item]
+
+
+def test_tf32_sets_the_radius(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flatopt.perturb, "multiplies_in_tf32", lambda params: True)
+    assert used_radius(Wide()) == pytest.approx(DEFAULT_RADIUS[torch.bfloat16])
 
 
 @pytest.mark.parametrize("mode", ["bf16", "autocast", "float32"])

@@ -83,9 +83,32 @@ def test_ratio_of_a_linear_loss() -> None:
 
     optimizer.step(closure)
     assert w.tolist() == [0.0, 0.0, 0.0]
+    assert "or the loss is linear here" in (optimizer.stats.skipped or "")
     optimizer.step(closure)  # all weights zero: the shift is `radius` long in itself
     assert w.tolist() == [-1.0, -1.0, -1.0]
     assert optimizer.stats.numbers()["radius"] == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("difference", ["forward", "central", "exact"])
+def test_a_step_without_curvature_leaves_the_averages(difference: str) -> None:
+    # L = c w'w/2 + w: with c = 0 for some steps, the strength of the next is what it would be
+    used = []
+    for gap in (0, 5):
+        w = torch.ones(3, dtype=torch.float64, requires_grad=True)
+        optimizer = GradRegOptimizer(torch.optim.SGD([w], lr=0.0), difference=difference)
+        seen = []
+        for curvature in (2.0, *[0.0] * gap, 2.0):
+
+            def closure(w: torch.Tensor = w, curvature: float = curvature) -> float:
+                w.grad = None
+                (0.5 * curvature * w**2 + w).sum().backward()
+                return 0.0
+
+            optimizer.step(closure)
+            if curvature:
+                seen.append(optimizer.stats.numbers()["strength"])
+        used.append(seen)
+    assert used[1] == pytest.approx(used[0])
 
 
 @pytest.mark.parametrize("rule", [{"strength": 100.0}, {"ratio": 100.0}])

@@ -40,3 +40,11 @@ def test_ratio_averages() -> None:
 
 def test_ratio_without_curvature_is_zero() -> None:
     assert RatioStrength(1.0).update(1.0, 0.0) == 0.0
+
+
+def test_steps_without_curvature_are_not_averaged() -> None:
+    rule = RatioStrength(1.0)
+    before = rule.update(1.0, 4.0)
+    for _ in range(20):
+        assert rule.update(1.0, 0.0) == 0.0
+    assert rule.update(1.0, 4.0) == pytest.approx(before)

@@ -10,7 +10,7 @@ from transformers import Trainer
 from transformers.training_args import OptimizerNames
 
 from flatopt import GradRegOptimizer, attach
-from flatopt.trainer import _matches
+from flatopt.guards import name_matches
 from tests.trainer_cases import (
     RADIUS,
     STRENGTH,
@@ -227,6 +227,8 @@ def _refused(tmp_path: Path, error: type[Exception], match: str, **options: Any)
         ({"strength": 1.0, "radios": 1e-3}, TypeError, "radios"),
         ({"exclude": ["lm_head", "no_such_layer"]}, ValueError, "no_such_layer"),
         ({"exclude": "head"}, ValueError, "'head'"),
+        ({"exclude": torch.nn.Linear(1, 1)}, TypeError, "takes names, got Linear"),
+        ({"exclude": [torch.ones(1)]}, TypeError, "takes names, got Tensor"),
     ],
 )
 def test_settings_are_refused_before_training(
@@ -294,4 +296,4 @@ def test_an_optimizer_that_is_wrapped_already(tmp_path: Path) -> None:
     ],
 )
 def test_names_match_by_whole_parts(name: str, item: str, expected: bool) -> None:
-    assert _matches(name, item) is expected
+    assert name_matches(name, item) is expected

@@ -3,7 +3,9 @@
 import gc
 import math
 import weakref
+from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from transformers import TrainerCallback
 
 from flatopt import TrainerPlug, attach
 from flatopt.perturb import RNGState
+from flatopt.trainer import _last_entries
 from tests.trainer_cases import (
     KINDS,
     RADIUS,
@@ -180,6 +183,33 @@ def test_logs_are_means_over_the_steps_since_the_last_one(tmp_path: Path) -> Non
     others = [entry for entry in history if "loss" not in entry]
     assert sum("eval_loss" in entry for entry in others) == 4
     assert not any(key.startswith("gr/") for entry in others for key in entry)
+
+
+def test_nothing_grows_while_nothing_is_logged(tmp_path: Path) -> None:
+    trainer = make_trainer("sft", tmp_path, steps=3, logging_strategy="no")
+    plug = attach(trainer, ratio=0.5)
+    train(trainer)
+    assert plug._log_sums["grad_norm"][1] == 3
+    assert all(isinstance(total, float) or total.dim() == 0 for total, _ in plug._log_sums.values())
+
+
+def test_a_replay_copies_no_history_of_metrics() -> None:
+    rows: defaultdict[str, list[float]] = defaultdict(list, {"loss": [1.0, 2.0], "none": []})
+    metrics = {"train": rows, "eval": defaultdict(list)}
+    kept = _last_entries(metrics)
+    assert kept == {"train": {"loss": [2.0], "none": []}, "eval": {}}
+    kept["train"]["new"].append(3.0)
+    kept["train"]["loss"].append(3.0)
+    assert metrics == {"train": {"loss": [1.0, 2.0], "none": []}, "eval": {}}
+
+
+def test_random_numbers_of_all_devices_of_dataparallel() -> None:
+    trainer = SimpleNamespace(model=torch.nn.Linear(1, 1), args=SimpleNamespace(n_gpu=1))
+    plug = TrainerPlug.__new__(TrainerPlug)
+    plug.trainer = trainer
+    assert set(plug._devices()) == {torch.device("cpu")}
+    trainer.args.n_gpu = 3
+    assert set(plug._devices()) >= {torch.device("cuda", i) for i in range(3)}
 
 
 def test_a_step_without_gradient_is_logged_as_skipped(tmp_path: Path) -> None:
