@@ -193,10 +193,10 @@ def _judge(
     method = DIFFERENCES[difference]()
     grads, realised = [], 1.0
     for point in method.points:
-        with displaced(params, g, eps * point, measure=True) as length:
+        with displaced(params, g, eps * point, measure=True) as ratio:
             grads.append(same_gradient())
-        if length is not None and point > 0:
-            realised = float(length) / (eps * float(norm(g)))
+        if ratio is not None and point > 0:
+            realised = float(ratio)
     d, factor = method.combine(g, grads, eps)
     estimate = [factor * t for t in d]
     size = float(norm(exact))

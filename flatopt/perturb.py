@@ -15,6 +15,10 @@ LOW_PRECISION = (torch.bfloat16, torch.float16)
 DEFAULT_RADIUS = {torch.float64: 1e-7, torch.float32: 1e-5, torch.bfloat16: 3e-4}
 
 
+# Elements of float32 weights looked at for the realised step: rounding there is the same everywhere
+SAMPLE = 1_000_000
+
+
 def wide(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which gradients of that dtype are kept and combined: at least float32."""
     return torch.float32 if dtype in LOW_PRECISION else dtype
@@ -94,25 +98,35 @@ def displaced(
         measure: also compute what is yielded.
 
     Yields:
-        With ``measure``, the length of the shift that survived rounding (0-dim tensor).
+        With ``measure``, the length of the shift that survived rounding / the intended one (0-dim
+        tensor): over all weights of 16 bits, over a sample of `SAMPLE` wider ones.
     """
     backup = [p.detach().clone() for p in params]
     try:
         with torch.no_grad():
             _shift(params, directions, alpha)
-            length = None
-            if measure:
-                # one tensor at a time: a list of differences would be a third copy of the weights
-                moved = [
-                    torch.linalg.vector_norm(p.to(wide(p.dtype)) - b)
-                    for p, b in zip(params, backup, strict=True)
-                ]
-                length = _joint_norm(moved, params[0].device) if moved else None
-        yield length
+            realised = _realised(params, backup, directions, alpha) if measure and params else None
+        yield realised
     finally:
         with torch.no_grad():
             for p, value in zip(params, backup, strict=True):
                 p.copy_(value)
+
+
+def _realised(
+    params: Sequence[Tensor], backup: Sequence[Tensor], directions: Sequence[Tensor], alpha: float
+) -> Tensor:
+    """Length of the actual shift / of the intended one."""
+    actual, intended, seen = [], [], 0
+    for p, b, d in zip(params, backup, directions, strict=True):
+        if seen >= SAMPLE and p.dtype not in LOW_PRECISION:
+            continue
+        # one tensor at a time: a list of differences would be a third copy of the weights
+        actual.append(torch.linalg.vector_norm(p.to(wide(p.dtype)) - b))
+        intended.append(torch.linalg.vector_norm(d))
+        seen += p.numel()
+    device = params[0].device
+    return _joint_norm(actual, device) / (abs(alpha) * _joint_norm(intended, device))
 
 
 def _shift(params: Sequence[Tensor], directions: Sequence[Tensor], alpha: float) -> None:

@@ -54,7 +54,7 @@ class Window:
         self.absent: list[bool] = [False] * len(self.moved)  # no gradient in some pass
         self.late: set[int] = set()  # ids of unused parameters with a gradient in some pass
         self.active = False  # inside a pass
-        self.shift_norm: Tensor | None = None
+        self.realised: Tensor | None = None
 
         # Whether to shift at all is decided on the host. A step waits for the device twice: here
         # for these norms, and in `combine` for ||d|| (`read`).
@@ -118,9 +118,9 @@ class Window:
             found: list[Tensor | None] = list(product(self.moved, self._direction()))
         else:
             measure = self.measure and not self.grads
-            with displaced(self.moved, self.g1, self.alpha * point, measure) as length:
+            with displaced(self.moved, self.g1, self.alpha * point, measure) as realised:
                 yield
-            self.shift_norm = length if measure else self.shift_norm
+            self.realised = realised if measure else self.realised
             found = [p.grad for p in self.moved]
         self.absent = [a or g is None for a, g in zip(self.absent, found, strict=True)]
         # A gradient buffer that the next pass may reuse (DDP's buckets) must be copied.
@@ -184,13 +184,8 @@ class Window:
     def _plain(self, why: str) -> Stats:
         self.abandon()
         stats = Stats(grad_norm=self.grad_norm, strength=0.0, radius=self.radius, skipped=why)
-        stats.realised_step = self._realised_step()
+        stats.realised_step = self.realised
         return stats
-
-    def _realised_step(self) -> Tensor | None:
-        if self.shift_norm is None:
-            return None
-        return self.shift_norm / (self.alpha * (self.grad_norm * self.scale))
 
     def _notes(self) -> str:
         notes = []
@@ -231,7 +226,7 @@ class Window:
             g2 = torch.sqrt((n**2 + 2 * share * along + (share * d_norm) ** 2).clamp_min(0))
             stats.perturbed_grad_norm = g2 / self.scale
             stats.cosine = (n**2 + share * along) / (n * g2)
-            stats.realised_step = self._realised_step()
+            stats.realised_step = self.realised
         stats.skipped = self._notes() or None
         return stats
 

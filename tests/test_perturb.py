@@ -52,8 +52,8 @@ def test_restored_bit_for_bit(
     before = [(bits(p), p.data_ptr(), p.stride()) for p in params]
     error = None
     try:
-        with displaced(params, steps, alpha, measure=True) as length:
-            assert length is not None
+        with displaced(params, steps, alpha, measure=True) as realised:
+            assert realised is not None
             if fails:
                 raise ZeroDivisionError
     except ZeroDivisionError as caught:
@@ -80,15 +80,35 @@ def test_shift(params: list[Tensor], alpha: float) -> None:
     torch.manual_seed(0)
     steps = [torch.randn(p.shape, dtype=wide(p.dtype)) for p in params]
     before = [p.double().clone() for p in params]
-    with displaced(params, steps, alpha, measure=True) as length:
+    with displaced(params, steps, alpha, measure=True) as realised:
         for p, b, d in zip(params, before, steps, strict=True):
             error = (p.double() - (b + alpha * d.double())).abs()
             # rounding of the product, and of the sum; 16-bit floats have a coarse least value
             bound = torch.finfo(p.dtype).eps * (b.abs() + (alpha * d.double()).abs())
             assert (error <= bound + torch.finfo(p.dtype).smallest_normal).all()
         moved = [(p.double() - b).norm() for p, b in zip(params, before, strict=True)]
-        assert length is not None
-        assert float(length) == pytest.approx(float(torch.stack(moved).norm()), rel=1e-4, abs=1e-6)
+        assert realised is not None
+        intended = abs(alpha) * float(torch.stack([d.double().norm() for d in steps]).norm())
+        if intended > 1e-30:
+            length = float(realised) * intended
+            expected = float(torch.stack(moved).norm())
+            assert length == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def test_realised_step_looks_at_a_sample_of_wide_weights_and_at_all_narrow_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("flatopt.perturb.SAMPLE", 4)
+    steps = [torch.ones(4), torch.ones(4)]
+    lost = 1e-5  # rounded away beside 1e4, not beside 1
+    for dtype, expected in ((torch.float32, 1.0), (torch.bfloat16, 0.0)):
+        params = [torch.ones(4), torch.full((4,), 1e4)]
+        params = [p.to(dtype) for p in params]
+        with displaced(params, steps, lost, measure=True) as realised:
+            assert float(realised) == pytest.approx(expected, abs=2e-2)
+    # in float32 the second tensor, whose shift is lost, was not looked at; alone it would be
+    with displaced([torch.full((4,), 1e4)], steps[:1], lost, measure=True) as realised:
+        assert float(realised) == 0.0
 
 
 @settings(max_examples=80, deadline=None)
