@@ -38,6 +38,9 @@ def write_text(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(name, 0o666 & ~mask)  # mkstemp's files are its owner's alone
         os.replace(name, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):

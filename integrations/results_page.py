@@ -105,7 +105,8 @@ def plot(path: Path, runs: Sequence[dict[str, Any]], labels: Sequence[str], what
                     alpha=0.75,
                     label=None if i else name,
                 )
-        panel.set(title=f"{label} ({len(mine)} runs)", xlabel="step")
+        panel.set_title(f"{label.replace(',', ', ')} ({len(mine)})", fontsize=8)
+        panel.set_xlabel("step")
         if what == "rewards":
             panel.set_ylim(0, 1)
     for panel in panels[len(labels) :]:
