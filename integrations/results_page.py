@@ -166,7 +166,6 @@ def write_page(data: Path, runs: Sequence[dict[str, Any]], main_labels: Sequence
     page = data.parent / "judge.md"
     if page.exists():
         fill(page, tables)
-    write_text(data / "tables.md", "\n\n".join(f"### {k}\n\n{v}" for k, v in tables.items()) + "\n")
     write_curves(data / "curves.csv", runs)
     plot(data / "rewards_main.png", runs, main_labels, "rewards")
     plot(data / "signals_main.png", runs, main_labels, "signals")
