@@ -11,12 +11,13 @@ DEMO_OUTPUT ?= out/demo
 # a second `make demo` shows the finished comparison; clear $(DEMO_OUTPUT) to run it anew
 DEMO_FLAGS ?= --resume
 RESULTS_FLAGS ?=
+THEORY_FLAGS ?=
 BENCH_FLAGS ?=
 TEST_FLAGS ?=
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow results bench lint wheel clean
+.PHONY: help venv demo theory test test-slow results bench lint wheel clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -35,6 +36,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 # gradient regularization; prints the comparison and leaves metrics and plots in $(DEMO_OUTPUT).
 demo: $(INSTALLED)  ## the main job: RL against a judge, with no regularization and with GR
 	$(PY) -m integrations judge --method none gr --seed 0 --jobs $(JOBS) --output $(DEMO_OUTPUT) $(DEMO_FLAGS)
+
+theory: $(INSTALLED)  ## every statement of the theory, predicted beside measured (minutes)
+	OMP_NUM_THREADS=1 $(PY) -m theory --plots out/theory --json out/theory/checks.json $(THEORY_FLAGS)
 
 # One thread per worker: the models are tiny, and more threads than cores cost time.
 test test-slow: export OMP_NUM_THREADS = 1

@@ -1,0 +1,24 @@
+"""The theory behind gradient regularization, statement by statement: predicted, then measured.
+
+Each file states one thing: assumptions, derivation, what would falsify it, and a function
+``check()`` that measures it. ``python -m theory`` runs them all; ``python -m theory landscape``
+runs those whose name contains the word.
+"""
+
+# in the order in which they are best read
+STATEMENTS = (
+    "finite_difference",
+    "flow",
+    "flow_limits",
+    "preconditioned",
+    "diagonal_network",
+    "stochastic_gradient",
+    "reused_samples",
+    "sharp_to_inaccurate",
+    "flat_to_robust",
+    "landscape",
+    "landscape_width",
+    "landscape_sampled",
+    "flat_but_wrong",
+    "reference_resets",
+)
