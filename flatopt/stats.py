@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields
 
+import torch
 from torch import Tensor
 
 
@@ -22,6 +23,9 @@ class Stats:
         curvature: g.Hg / g.g, in loss / parameter^2.
         realised_step: length of the shift that survived rounding / the intended one. Far from 1:
             the weights are too coarse for this step length.
+        turn: the angle, in radians, by which GR turns the gradient: between g1 and
+            g1 + strength * H g1. What Adam and other normalizing optimizers keep of GR: they
+            divide its length out again.
         radius: the intended ||theta' - theta|| / ||theta||.
         skipped: why GR was left out of this step, for all or for some parameters; or None.
     """
@@ -37,7 +41,20 @@ class Stats:
     radius: Tensor | float | None = None
     skipped: str | None = None
 
+    @property
+    def turn(self) -> Tensor | None:
+        if self.penalty_ratio is None or self.curvature is None or self.strength is None:
+            return None
+        along = self.strength * self.curvature
+        across = (self.penalty_ratio**2 - along**2).clamp(min=0.0).sqrt()
+        return torch.atan2(across, 1.0 + along)
+
+    def known(self) -> dict[str, Tensor | float]:
+        """The numbers that are known, as they are (does not wait for the device)."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "skipped"}
+        values["turn"] = self.turn
+        return {name: value for name, value in values.items() if value is not None}
+
     def numbers(self) -> dict[str, float]:
         """The numbers that are known, as floats (waits for the device)."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "skipped"}
-        return {name: float(value) for name, value in values.items() if value is not None}
+        return {name: float(value) for name, value in self.known().items()}

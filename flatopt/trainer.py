@@ -149,12 +149,11 @@ class TrainerPlug:
         if self.trainer.accelerator.sync_gradients:
             window, self._window = self._window, []
             self._replay(window)
-            for name, value in self.stats.__dict__.items():
-                if name == "skipped":
-                    value = float(value is not None)
-                if value is not None:  # tensors are summed on their device, without waiting for it
-                    total, count = self._log_sums.get(name, (0.0, 0))
-                    self._log_sums[name] = (total + value, count + 1)
+            # tensors are summed on their device, without waiting for it
+            skipped = float(self.stats.skipped is not None)
+            for name, value in (self.stats.known() | {"skipped": skipped}).items():
+                total, count = self._log_sums.get(name, (0.0, 0))
+                self._log_sums[name] = (total + value, count + 1)
         return loss
 
     def prepare_inputs(self, *args: Any, **kwargs: Any) -> Any:

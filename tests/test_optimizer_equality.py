@@ -1,6 +1,7 @@
 """GradRegOptimizer equals the bare base at strength 0, the simple rule otherwise, and SAM."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -151,6 +152,8 @@ def test_stats_of_a_quadratic() -> None:
             "curvature": 28 / 10,
             "realised_step": 1.0,
             "radius": 0.1 * 10**0.5 / 2**0.5,
+            # between (1, 3) and (1.5, 7.5)
+            "turn": math.atan2(7.5, 1.5) - math.atan2(3.0, 1.0),
         }
     )
     assert optimizer.stats.skipped is None

@@ -11,6 +11,7 @@ STATEMENTS = (
     "flow",
     "flow_limits",
     "preconditioned",
+    "preconditioned_noise",
     "diagonal_network",
     "stochastic_gradient",
     "reused_samples",
