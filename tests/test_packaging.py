@@ -17,7 +17,17 @@ import flatopt
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("flatopt", "integrations", "theory", "benchmarks", "tests")
-EXTRAS = ("transformers", "trl", "datasets", "accelerate", "peft", "matplotlib", "rich", "yaml")
+EXTRAS = (
+    "transformers",
+    "trl",
+    "datasets",
+    "accelerate",
+    "peft",
+    "matplotlib",
+    "rich",
+    "scipy",
+    "yaml",
+)
 # for each folder, the folders it must not import
 FORBIDDEN = {
     "flatopt": {"integrations", "theory", "benchmarks", "tests"},

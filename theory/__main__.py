@@ -73,8 +73,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         writable(options.json, folder=False)
         if options.pages:
             for name in options.names:
-                if not (options.pages / f"{name}.md").is_file():
-                    raise ValueError(f"{options.pages} has no page {name}.md")
+                report.place_of_table(options.pages / f"{name}.md")
     except ValueError as error:
         parser.error(str(error))
     return options
@@ -101,17 +100,19 @@ def main(arguments: list[str]) -> int:
             start = time.perf_counter()
             try:
                 statement = importlib.import_module(f"theory.{name}")
-                outcomes[name] = statement.check(
+                outcome = statement.check(
                     lambda part, name=name: bar.update(task, at=f"{name}: {part}")
                 )
                 for folder in {options.plots, options.pages} - {None}:
                     bar.update(task, at=f"{name}: plot")
-                    figure = statement.plot(outcomes[name].tables)
-                    report.write_figure(folder / name, outcomes[name], figure)
+                    report.write_figure(folder / name, outcome, statement.plot(outcome.tables))
                 if options.pages:
-                    report.update_page(options.pages / f"{name}.md", outcomes[name])
+                    report.update_page(options.pages / f"{name}.md", outcome)
+                outcomes[name] = outcome
+            except KeyboardInterrupt:  # what is measured by now is still shown
+                failures[name] = "interrupted"
+                break
             except Exception as error:  # the other statements still run; this one is reported
-                outcomes.pop(name, None)
                 failures[name] = f"{type(error).__name__}: {error}"
             seconds[name] = time.perf_counter() - start
             bar.advance(task)
@@ -121,7 +122,8 @@ def main(arguments: list[str]) -> int:
     terminal.print(report.terminal_table(outcomes, failures))
     checks = [check for outcome in outcomes.values() for check in outcome.checks]
     held = sum(check.holds for check in checks)
-    print(f"{held} of {len(checks)} checks hold; {len(failures)} statements stopped with an error")
+    broken = f"; stopped with an error: {', '.join(failures)}" if failures else ""
+    print(f"{held} of {len(checks)} checks hold, {sum(seconds.values()):.0f} s{broken}")
     if options.json:
         report.write(options.json, report.as_json(outcomes, failures, seconds))
     return 0 if held == len(checks) and not failures else 1

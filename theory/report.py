@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 import platform
 import re
@@ -67,13 +68,19 @@ def write(path: Path, data: str | bytes) -> None:
         part.unlink(missing_ok=True)
 
 
+def finite(row: dict) -> dict:
+    """The row with null for NaN and infinity, which JSON has no word for."""
+    bad = (name for name, v in row.items() if isinstance(v, float) and not math.isfinite(v))
+    return row | dict.fromkeys(bad)
+
+
 def as_json(outcomes: dict[str, Outcome], failures: dict[str, str], seconds: dict) -> str:
     """The checks with their verdicts, the errors, and what they ran on."""
     statements = {
         name: {
             "holds": outcome.holds,
             "seconds": round(seconds[name], 2),
-            "checks": [asdict(check) | {"holds": check.holds} for check in outcome.checks],
+            "checks": [finite(asdict(check)) | {"holds": check.holds} for check in outcome.checks],
         }
         for name, outcome in outcomes.items()
     }
@@ -108,15 +115,23 @@ def markdown_table(outcome: Outcome) -> str:
     return head + "".join(f"| {row} |\n" for row in rows)
 
 
-def update_page(page: Path, outcome: Outcome) -> None:
-    """Replace the table of checks in a docs page; the prose around it stays.
+def place_of_table(page: Path) -> re.Match[str]:
+    """Where the table of checks stands in a docs page.
 
     Raises:
-        ValueError: where the page lacks the two lines between which the table stands.
+        ValueError: where there is no such page, or not the two lines between which it stands.
     """
-    text = page.read_text(encoding="utf-8")
+    if not page.is_file():
+        raise ValueError(f"there is no page {page}")
     pattern = re.compile(f"{re.escape(BEGIN)}\n.*?{re.escape(END)}", re.DOTALL)
-    if not pattern.search(text):
+    found = pattern.search(page.read_text(encoding="utf-8"))
+    if not found:
         raise ValueError(f"{page} has no lines {BEGIN!r} and {END!r} for the table of checks")
-    generated = f"{BEGIN}\n{markdown_table(outcome)}{END}"
-    write(page, pattern.sub(lambda _: generated, text, count=1))
+    return found
+
+
+def update_page(page: Path, outcome: Outcome) -> None:
+    """Replace the table of checks in a docs page; the prose around it stays."""
+    place = place_of_table(page)
+    table = f"{BEGIN}\n{markdown_table(outcome)}{END}"
+    write(page, place.string[: place.start()] + table + place.string[place.end() :])
