@@ -17,6 +17,8 @@ from flatopt.schedule import Strength
 from flatopt.stats import Stats
 
 SAMPLES = ("importance", "sequence", "score")
+# the method of TRL's policy trainers through which all log-probs pass
+LOGPS = "_get_per_token_logps_and_entropies"
 _SCALARS = (bool, int, float, str, type(None))
 
 
@@ -57,8 +59,8 @@ def attach(
 
     Raises:
         ValueError: fp16, DeepSpeed, FSDP, LOMO or layerwise optimizers (not supported here),
-            settings that contradict each other or lie outside their range, unknown names, GR
-            attached already.
+            difference="exact" for a policy trainer, settings that contradict each other or lie
+            outside their range, unknown names, GR attached already.
         TypeError: not a Trainer, unknown settings.
 
     Example:
@@ -67,6 +69,12 @@ def attach(
         >>> trainer.train()  # doctest: +SKIP
     """
     _check_trainer(trainer, samples)
+    if options.get("difference") == "exact" and hasattr(trainer, LOGPS):
+        raise ValueError(
+            'difference="exact" cannot be had from a policy trainer: its log-prob kernels have no '
+            "second derivative, and a ratio whose old log-probs are detached would be differentiated "
+            'token by token, whatever `samples` says. Use difference="central" (or "forward")'
+        )
     settings = {"strength": strength, "ratio": ratio, **options}
     return TrainerPlug(trainer, settings, samples, exclusions(exclude, tensors=False))
 
@@ -115,7 +123,7 @@ class TrainerPlug:
         trainer.create_optimizer = self.create_optimizer
         trainer.log = self.log
         self._logps: Callable[..., Any] | None = None
-        if hasattr(trainer, "_get_per_token_logps_and_entropies"):
+        if hasattr(trainer, LOGPS):
             self._logps = trainer._get_per_token_logps_and_entropies
             trainer._get_per_token_logps_and_entropies = self.logps
 

@@ -106,3 +106,12 @@ def test_a_narrow_clip_is_warned_of(tmp_path: Path) -> None:
     trainer = make_trainer("grpo", tmp_path, epsilon=3e-4)
     with pytest.warns(UserWarning, match="clips the ratio"):
         attach(trainer, STRENGTH)
+
+
+@pytest.mark.parametrize("kind", ["grpo", "rloo"])
+def test_the_exact_product_is_refused_before_training(kind: str, tmp_path: Path) -> None:
+    # a double backward would see the token ratio alone, and TRL's kernels have none
+    trainer = make_trainer(kind, tmp_path)
+    with pytest.raises(ValueError, match='difference="central"'):
+        attach(trainer, STRENGTH, difference="exact")
+    attach(trainer, STRENGTH, difference="central")
