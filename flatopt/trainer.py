@@ -72,7 +72,7 @@ def attach(
     if options.get("difference") == "exact" and hasattr(trainer, LOGPS):
         raise ValueError(
             'difference="exact" cannot be had from a policy trainer: its log-prob kernels have no '
-            "second derivative, and a ratio whose old log-probs are detached would be differentiated "
+            "second derivative, and a ratio with detached old log-probs would be differentiated "
             'token by token, whatever `samples` says. Use difference="central" (or "forward")'
         )
     settings = {"strength": strength, "ratio": ratio, **options}
