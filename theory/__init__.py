@@ -16,6 +16,7 @@ STATEMENTS = (
     "stochastic_gradient",
     "reused_samples",
     "sharp_to_inaccurate",
+    "sharp_to_inaccurate_gaussian",
     "flat_to_robust",
     "landscape",
     "landscape_width",
