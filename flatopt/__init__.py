@@ -3,7 +3,8 @@
 from flatopt.check import CheckResult, gradreg_check
 from flatopt.measure import curvature_along_gradient, gradient, hessian_product
 from flatopt.optimizer import GradRegOptimizer
-from flatopt.schedule import CosineStrength, LinearStrength
+from flatopt.reference import Reference
+from flatopt.schedule import CosineStrength, LinearStrength, ReferenceReset
 from flatopt.simple import gradreg_gradient
 from flatopt.stats import Stats
 from flatopt.trainer import TrainerPlug, attach
@@ -13,6 +14,8 @@ __all__ = [
     "CosineStrength",
     "GradRegOptimizer",
     "LinearStrength",
+    "Reference",
+    "ReferenceReset",
     "Stats",
     "TrainerPlug",
     "attach",

@@ -28,7 +28,8 @@ from flatopt.guards import (
     whole_number,
 )
 from flatopt.perturb import RNGState, default_radius, low_precision
-from flatopt.schedule import RatioStrength, Strength
+from flatopt.reference import Reference
+from flatopt.schedule import RatioStrength, ReferenceReset, Strength
 from flatopt.stats import Stats
 from flatopt.window import Mark, Window, kept_gradients
 from flatopt.wrapper import OptimizerWrapper
@@ -61,6 +62,7 @@ class GradRegOptimizer(OptimizerWrapper):
             base built from ``model.named_parameters()``.
         warmup: number of steps over which the strength rises linearly from 0.
         every: apply GR in each `every`-th step only; the others are plain steps of the base.
+        reference: a `ReferenceReset`; ``reference`` is then a `Reference` policy, reset and saved.
 
     Raises:
         ValueError: settings that contradict each other or lie outside their range; unknown names.
@@ -98,6 +100,7 @@ class GradRegOptimizer(OptimizerWrapper):
         exclude: Iterable[str | Tensor] = (),
         warmup: int = 0,
         every: int = 1,
+        reference: ReferenceReset | None = None,
     ) -> None:
         check_base(base)
         if strength is not None and ratio is not None:
@@ -129,6 +132,7 @@ class GradRegOptimizer(OptimizerWrapper):
         self._warned_eps = False
         self._reset_window()
         excluded_ids(self.exclude, self.param_groups)  # unknown names fail here, before any work
+        self.reference = None if reference is None else Reference(self._params, reference)
 
     # ---- the step -------------------------------------------------------------------------------
 
@@ -157,6 +161,8 @@ class GradRegOptimizer(OptimizerWrapper):
         Raises:
             RuntimeError: GR is due and no second gradient was given; a closure under GradScaler.
         """
+        if self.reference:
+            self.reference.check_out()
         scaler = calling_scaler()
         replaced = self._drop_stale()
         loss = None
@@ -185,6 +191,8 @@ class GradRegOptimizer(OptimizerWrapper):
         finally:
             self._reset_window()
         self.steps_taken += 1
+        if self.reference is not None:
+            self.reference.after_step(self.base)
         return loss
 
     def _run_closure(self, closure: Callable[[], float]) -> float:
@@ -328,9 +336,8 @@ class GradRegOptimizer(OptimizerWrapper):
         return value * (min(step / self.warmup, 1.0) if self.warmup else 1.0)
 
     def _why_plain(self) -> str:
-        if self.steps_taken % self.every:
-            return f"every={self.every}: a plain step"
-        return "the strength is 0"
+        left_out = self.steps_taken % self.every
+        return f"every={self.every}: a plain step" if left_out else "the strength is 0"
 
     def _radius_for(self, params: list[Tensor]) -> float | None:
         """The relative length of the shift; None where `eps` sets it."""
@@ -344,12 +351,6 @@ class GradRegOptimizer(OptimizerWrapper):
         return None
 
     # ---- parameters and gradients ---------------------------------------------------------------
-
-    def _params(self) -> list[Tensor]:
-        return [p for group in self.param_groups for p in group["params"]]
-
-    def _devices(self) -> list[torch.device]:
-        return [p.device for p in self._params()]
 
     def _reset_window(self) -> None:
         self._window: Window | None = None
@@ -374,19 +375,19 @@ class GradRegOptimizer(OptimizerWrapper):
     # ---- saved and copied -----------------------------------------------------------------------
 
     def _own_state(self) -> dict[str, Any]:
-        """The step number and the averages of `ratio`."""
+        """The step number, the averages of `ratio`, and the reference policy if there is one."""
         rule = self.ratio_rule
-        return {
-            "steps_taken": self.steps_taken,
-            "grad_norm": rule.grad_norm if rule else 0.0,
-            "product_norm": rule.product_norm if rule else 0.0,
-        }
+        norms = (rule.grad_norm, rule.product_norm) if rule else (0.0, 0.0)
+        own = {"steps_taken": self.steps_taken, "grad_norm": norms[0], "product_norm": norms[1]}
+        return own | ({"reference": self.reference.state_dict()} if self.reference else {})
 
     def _load_own_state(self, own: dict[str, Any]) -> None:
         self.steps_taken = int(own.get("steps_taken", 0))
         if self.ratio_rule is not None:
             self.ratio_rule.grad_norm = float(own.get("grad_norm", 0.0))
             self.ratio_rule.product_norm = float(own.get("product_norm", 0.0))
+        if self.reference is not None:
+            self.reference.load_state_dict(own.get("reference"))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

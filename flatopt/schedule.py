@@ -1,8 +1,11 @@
-"""How strong the penalty is: fixed, on a schedule, or scale-free by a target ratio."""
+"""How strong the penalty is, by schedule or ratio; and when the reference policy is reset."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
 
 Strength = float | Callable[[int], float]
 
@@ -77,3 +80,78 @@ class RatioStrength:
         self.grad_norm = self.decay * self.grad_norm + (1 - self.decay) * grad_norm
         self.product_norm = self.decay * self.product_norm + (1 - self.decay) * product_norm
         return self.ratio * self.grad_norm / self.product_norm
+
+
+@dataclass(frozen=True)
+class ReferenceReset:
+    r"""When the reference policy is reset, from what, and to what.
+
+    .. math:: target \leftarrow (1 - mix) \cdot target + mix \cdot source
+
+    Args:
+        every: reset after each so many optimizer steps (200).
+        when: in place of ``every``: a callable that says after each step whether to reset. It is
+            given a dict: ``step``, ``since_reset``, ``resets``, and what `Reference.metrics` holds
+            (in a trainer: its last log).
+        source: "policy", or "ema": a running mean of the policy with ``ema_decay``.
+        target: "reference": the reference moves. "policy": the policy moves to the running mean,
+            and the running mean to the initial policy, which stays the reference (Elastic Reset).
+        mix: share of the source, 0 < mix <= 1. 1 is a hard reset.
+        ema_decay: 0 < decay < 1, for ``source="ema"``.
+        reset_optimizer: also forget the base optimizer's moments, as ProRL does.
+        offload: keep the copies on the CPU.
+
+    Raises:
+        ValueError: settings outside their range, or that contradict each other.
+
+    Source: hard resets, Ackermann et al. 2026 (arXiv 2602.18037), every=200; TR-DPO, Gorbatovski et
+    al. 2024 (arXiv 2404.09656), mix=0.6; ProRL, Liu et al. 2025 (arXiv 2505.24864), ``when`` with
+    ``reset_optimizer=True``; Elastic Reset, Noukhovitch et al. 2023 (arXiv 2312.07551),
+    ``source="ema", target="policy"``.
+
+    Example:
+        >>> rule = ReferenceReset(when=lambda m: m["since_reset"] >= 10 and m["reward"] < 0.5)
+        >>> rule.due({"since_reset": 10, "reward": 0.4})
+        True
+    """
+
+    every: int | None = None
+    when: Callable[[dict[str, Any]], bool] | None = None
+    source: str = "policy"
+    target: str = "reference"
+    mix: float = 1.0
+    ema_decay: float | None = None
+    reset_optimizer: bool = False
+    offload: bool = False
+
+    def __post_init__(self) -> None:
+        if self.every is not None and self.when is not None:
+            raise ValueError("give every (steps between resets) or when (a callable), not both")
+        if self.every is None and self.when is None:
+            object.__setattr__(self, "every", 200)
+        if self.every is not None and (not isinstance(self.every, int) or self.every < 1):
+            raise ValueError(f"every is a number of steps, a whole number >= 1; got {self.every!r}")
+        if self.when is not None and not callable(self.when):
+            raise ValueError(f"when is a callable of the metrics; got {self.when!r}")
+        for name, known in (("source", ("policy", "ema")), ("target", ("reference", "policy"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is one of {known}; got {getattr(self, name)!r}")
+        if not 0.0 < self.mix <= 1.0:
+            raise ValueError(f"mix is a share, 0 < mix <= 1; got {self.mix!r}")
+        if self.ema_decay is not None and not 0.0 < self.ema_decay < 1.0:
+            raise ValueError(f"ema_decay lies between 0 and 1; got {self.ema_decay!r}")
+        if (self.source == "ema") != (self.ema_decay is not None):
+            raise ValueError('source="ema" and ema_decay belong together; give both, or neither')
+        if self.source == self.target:
+            raise ValueError('target="policy" needs source="ema" with ema_decay, such as 0.995')
+
+    def due(self, metrics: dict[str, Any]) -> bool:
+        """Whether to reset now; ``metrics`` as described for ``when``."""
+        if self.every is not None:
+            return metrics["since_reset"] >= self.every
+        assert self.when is not None
+        return bool(self.when(metrics))
+
+    def blend(self, target: Tensor, source: Tensor) -> Tensor:
+        """The new target; with ``mix`` 1 the source itself, bit for bit."""
+        return source if self.mix == 1.0 else target.lerp(source, self.mix)

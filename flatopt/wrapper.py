@@ -3,6 +3,8 @@
 from collections import OrderedDict
 from typing import Any, ClassVar
 
+import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 
@@ -83,6 +85,12 @@ class OptimizerWrapper(Optimizer):
         self._load_own_state(own)
         for hook in self._optimizer_load_state_dict_post_hooks.values():
             hook(self)
+
+    def _params(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"]]
+
+    def _devices(self) -> list[torch.device]:
+        return [p.device for p in self._params()]
 
     def _own_state(self) -> dict[str, Any]:
         return {}
