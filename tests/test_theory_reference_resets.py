@@ -1,0 +1,76 @@
+"""theory/reference_resets.py, and its identities on random policies."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.func import grad, hessian, jvp, vjp
+
+from tests.theory_statements import verify
+from theory.reference_resets import Bandit
+
+SEEDS = st.integers(0, 2**31)
+FEW = settings(max_examples=25, deadline=None, derandomize=True)
+
+
+def draw(seed: int, *shapes: tuple[int, ...]) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes]
+
+
+def test_statement():
+    """Exact cycles, the modified flow, the sign and the filter are as predicted."""
+    verify("reference_resets")
+
+
+@FEW
+@given(SEEDS, st.integers(2, 12), st.booleans())
+def test_sign_is_the_skewness(seed: int, arms: int, pass_or_fail: bool) -> None:
+    """A'HA = -E A^3 on logits; with rewards 0 and 1 that is -(1 - 2p) A'FA."""
+    r, logits = draw(seed, (arms,), (arms,))
+    if pass_or_fail:
+        r = (r > r.median()).double()
+    p = logits.softmax(0)
+    a = r - p @ r
+    turn = a @ hessian(lambda z: -z.softmax(0) @ r)(logits) @ a
+    assert turn.item() == pytest.approx(-(p @ a**3).item(), abs=1e-13)
+    if pass_or_fail:
+        rate = (p @ r).item()
+        assert turn.item() == pytest.approx(-(1 - 2 * rate) * (p @ a**2).item(), abs=1e-13)
+
+
+@settings(FEW, max_examples=6)
+@given(SEEDS, st.integers(2, 5), st.floats(1, 4))
+def test_cycles_are_one_kl(seed: int, cycles: int, beta: float) -> None:
+    r, start = draw(seed, (6,), (6,))
+    bandit = Bandit(r, torch.eye(6, dtype=torch.float64))
+    many = bandit.policy(bandit.exact(start, beta, cycles))
+    one = bandit.policy(bandit.exact(start, beta / cycles))
+    assert (many - one).abs().max() < 1e-6
+
+
+@settings(FEW, max_examples=10)
+@given(SEEDS)
+def test_one_cycle_of_a_network(seed: int) -> None:
+    """The second-order form of a cycle needs no log-linear policy: its error falls as eta^3."""
+    r, theta = draw(seed, (3, 4), (28,))
+
+    def policy(t: Tensor) -> Tensor:
+        return torch.log_softmax(torch.tanh(t[:12].view(3, 4)) @ t[12:].view(4, 4), -1)
+
+    def value(t: Tensor, ref: Tensor, beta: float) -> Tensor:
+        log = policy(t)
+        return (log.exp() * (beta * (log - policy(ref)) - r)).sum()
+
+    def error(eta: float) -> Tensor:
+        at = theta
+        for _ in range(8):
+            at = at - eta * grad(value)(at, theta, 1.0)
+        return (at - theta + 8 * eta * g - 28 * eta**2 * (hg + fg)).norm()
+
+    g = grad(value)(theta, theta, 0.0)
+    hg = hessian(value)(theta, theta, 0.0) @ g
+    along = jvp(policy, (theta,), (g,))[1]
+    fg = vjp(policy, theta)[1](policy(theta).exp() * along)[0]
+    assert error(1e-3) / error(5e-4) == pytest.approx(8, rel=0.1)
