@@ -24,6 +24,7 @@ class Reference:
     LoRA these are the adapter's weights alone. Frozen parameters and buffers are the policy's own.
 
     Attributes:
+        params: gives the policy's parameters; ``snapshot`` and ``average``: their copies.
         steps, resets: optimizer steps and resets so far. since_reset: steps since the last one.
         metrics: what ``when`` is given beside the counters; set it, or let the trainer do so.
         decide: agrees on a decision of ``when`` among processes; the identity in a single one.
@@ -47,7 +48,7 @@ class Reference:
     def __init__(self, params: Callable[[], Sequence[Tensor]], rule: ReferenceReset) -> None:
         if not isinstance(rule, ReferenceReset):
             raise TypeError(f"reference takes a ReferenceReset(every=...), got {rule!r}")
-        self.rule, self._params = rule, params
+        self.rule, self.params = rule, params
         self.steps = self.resets = self.since_reset = 0
         self.metrics: dict[str, Any] = {}
         self.decide: Callable[[bool], bool] = bool
@@ -100,7 +101,7 @@ class Reference:
     def _exchange(self, i: int) -> None:
         # .data: a graph that the policy's own forward pass has built stays usable, because the
         # values are back, bit for bit, before anything is differentiated
-        live, kept = self._params()[i].data, self.snapshot[i]
+        live, kept = self.params()[i].data, self.snapshot[i]
         held = live.clone()
         live.copy_(kept)
         kept.copy_(held)
@@ -112,7 +113,7 @@ class Reference:
         self.steps += 1
         self.since_reset += 1
         if self.rule.ema_decay is not None:
-            for mean, p in zip(self.average, self._params(), strict=True):
+            for mean, p in zip(self.average, self.params(), strict=True):
                 mean.lerp_(p.data.to(mean.device), 1.0 - self.rule.ema_decay)
         counters = {"step": self.steps, "since_reset": self.since_reset, "resets": self.resets}
         due = self.rule.due({**self.metrics, **counters})
@@ -126,7 +127,7 @@ class Reference:
     @torch.no_grad()
     def reset(self) -> None:
         """Do now what the rule does on schedule."""
-        rule, params = self.rule, [p.data for p in self._params()]
+        rule, params = self.rule, [p.data for p in self.params()]
         if rule.target == "policy":  # Elastic Reset: policy <- average <- initial policy
             for p, mean, first in zip(params, self.average, self.snapshot, strict=True):
                 p.copy_(rule.blend(p, mean.to(p.device)))
@@ -144,7 +145,7 @@ class Reference:
     @torch.no_grad()
     def _follow(self) -> None:
         """Copy parameters that the optimizer has been given since the last look."""
-        for p in self._params()[len(self.snapshot) :]:
+        for p in self.params()[len(self.snapshot) :]:
             for copies in (self.snapshot, self.average)[: 2 if self.rule.ema_decay else 1]:
                 copy = p.detach().clone()
                 copies.append(copy.cpu() if self.rule.offload else copy)

@@ -4,17 +4,18 @@ import copy
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from flatopt.guards import exclusions, name_matches
+from flatopt.old_logps import MicroBatch, fix_old_logps, keep_ratio, sequence_ratio
 from flatopt.optimizer import GradRegOptimizer
 from flatopt.perturb import DEFAULT_RADIUS, RNGState
 from flatopt.schedule import Strength
 from flatopt.stats import Stats
+from flatopt.trainer_reference import ReferenceStandIn, check_reference
 
 SAMPLES = ("importance", "sequence", "score")
 # the method of TRL's policy trainers through which all log-probs pass
@@ -39,8 +40,10 @@ def attach(
 
     Args:
         trainer: SFT, DPO, Reward, RLOO, GRPO or any other Trainer; not yet trained.
-        strength, ratio, and ``options`` (radius, eps, difference, max_ratio, warmup, every):
-            as in `GradRegOptimizer`.
+        strength, ratio, and ``options`` (radius, eps, difference, max_ratio, warmup, every,
+            reference): as in `GradRegOptimizer`. A ``reference=ReferenceReset(...)`` takes the
+            place of TRL's reference model in the KL term of GRPO and RLOO (``beta`` > 0), also
+            with PEFT. For resets alone: ``attach(trainer, 0.0, reference=...)``.
         samples: for policy-gradient trainers, whose rollouts were drawn at theta, what g2 is.
             "importance" (default): the old log-probs stay those of theta, so g2 carries the ratio
             pi_theta' / pi_theta, and the penalty is that of the surrogate loss on fixed samples.
@@ -59,8 +62,8 @@ def attach(
 
     Raises:
         ValueError: fp16, DeepSpeed, FSDP, LOMO or layerwise optimizers (not supported here),
-            difference="exact" for a policy trainer, settings that contradict each other or lie
-            outside their range, unknown names, GR attached already.
+            difference="exact" for a policy trainer, a reference without a KL term, settings that
+            contradict each other or lie outside their range, unknown names, GR attached already.
         TypeError: not a Trainer, unknown settings.
 
     Example:
@@ -69,6 +72,7 @@ def attach(
         >>> trainer.train()  # doctest: +SKIP
     """
     _check_trainer(trainer, samples)
+    check_reference(trainer, options.get("reference"), policy=hasattr(trainer, LOGPS))
     if options.get("difference") == "exact" and hasattr(trainer, LOGPS):
         raise ValueError(
             'difference="exact" cannot be had from a policy trainer: its log-prob kernels have no '
@@ -77,18 +81,6 @@ def attach(
         )
     settings = {"strength": strength, "ratio": ratio, **options}
     return TrainerPlug(trainer, settings, samples, exclusions(exclude, tensors=False))
-
-
-@dataclass
-class _MicroBatch:
-    """What one replay needs: the prepared inputs, and the state of the trainer at the time."""
-
-    arguments: tuple[Any, ...]
-    keywords: dict[str, Any]
-    attributes: dict[str, Any]
-    inputs: Any = field(default_factory=dict)
-    rng: RNGState | None = None
-    logps: Tensor | None = None
 
 
 class TrainerPlug:
@@ -105,10 +97,12 @@ class TrainerPlug:
         self.trainer, self.settings = trainer, settings
         self.samples, self.exclude = samples, exclude
         self.optimizer: GradRegOptimizer | None = None
-        self._window: list[_MicroBatch] = []
-        self._recording: _MicroBatch | None = None
-        self._replaying: _MicroBatch | None = None
+        self._window: list[MicroBatch] = []
+        self._recording: MicroBatch | None = None
+        self._replaying: MicroBatch | None = None
         self._log_sums: dict[str, tuple[Any, int]] = {}  # sum and count since the last log
+        rule = settings.get("reference")
+        self._stand_in = None if rule is None else ReferenceStandIn(trainer)
         _probe_settings(settings)
         self._check_names()
         if trainer.optimizer is not None:
@@ -141,13 +135,15 @@ class TrainerPlug:
         created = self._create_optimizer(*args, **kwargs)
         optimizer = self._with_gr(self.trainer.optimizer if created is None else created)
         self.trainer.optimizer = optimizer
+        if self._stand_in is not None:
+            self._stand_in.take_over(self.optimizer)
         return optimizer
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """The trainer's step; after the last micro-batch of a window, the replays at theta'."""
         if self.optimizer is None or not self.optimizer.passes:
             return self._training_step(*args, **kwargs)
-        batch = _MicroBatch(args, kwargs, _scalars(self.trainer))
+        batch = MicroBatch(args, kwargs, _scalars(self.trainer))
         self._recording = batch
         try:
             loss = self._training_step(*args, **kwargs)
@@ -181,14 +177,16 @@ class TrainerPlug:
     def logps(self, *args: Any, **kwargs: Any) -> Any:
         """The trainer's per-token log-probs; the first pass's are kept as the old ones."""
         assert self._logps is not None
+        if self._stand_in is not None and args and args[0] is self._stand_in:
+            return self._stand_in.logps(self._logps, *args[1:], **kwargs)
         result = self._logps(*args, **kwargs)
         first = self._recording
         if first is not None and first.rng is not None and first.logps is None:
             first.logps = result[0].detach()
         elif self._replaying is not None and self.samples == "score":
-            _keep_ratio(self._replaying, result[0].detach())
+            keep_ratio(self._replaying, result[0].detach())
         elif self._replaying is not None and self.samples == "sequence":
-            _sequence_ratio(self._replaying, result[0].detach())
+            sequence_ratio(self._replaying, result[0].detach())
         return result
 
     def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
@@ -197,15 +195,18 @@ class TrainerPlug:
             for name, (total, count) in self._log_sums.items():
                 logs[f"gr/{name}"] = float(total) / count
             self._log_sums.clear()
-        self._log(logs, *args, **kwargs)
+        if self._stand_in is None:
+            self._log(logs, *args, **kwargs)
+        else:
+            self._stand_in.log(self._log, logs, *args, **kwargs)
 
     # ---- replay ---------------------------------------------------------------------------------
 
-    def _replay(self, window: list[_MicroBatch]) -> None:
+    def _replay(self, window: list[MicroBatch]) -> None:
         assert self.optimizer is not None
         if self.samples == "importance":
             for batch in window:
-                _fix_old_logps(batch)
+                fix_old_logps(batch)
         attributes = self.trainer.__dict__
         before = dict(attributes)
         rng = RNGState.capture(self._devices())
@@ -224,7 +225,7 @@ class TrainerPlug:
             attributes.update(before)
             rng.restore()
 
-    def _replay_one(self, batch: _MicroBatch, last: bool) -> None:
+    def _replay_one(self, batch: MicroBatch, last: bool) -> None:
         self.trainer.__dict__.update(batch.attributes)
         model = batch.arguments[0] if batch.arguments else batch.keywords["model"]
         accelerator = self.trainer.accelerator
@@ -301,45 +302,6 @@ def _last_entries(metrics: Any) -> Any:
     for name, value in metrics.items():
         kept[name] = _last_entries(value)
     return kept
-
-
-def _keep_ratio(batch: _MicroBatch, logps: Tensor) -> None:
-    """Old log-probs such that the ratio at theta' is the one at theta: 1 on policy."""
-    inputs = batch.inputs
-    if batch.logps is None or inputs.get("old_logps", inputs.get("old_per_token_logps")) is None:
-        inputs["old_per_token_logps"] = logps
-        return
-    change = logps - batch.logps
-    if "old_logps" in inputs:  # RLOO: of the whole completion
-        inputs["old_logps"] = inputs["old_logps"] + (change * inputs["completion_mask"]).sum(1)
-    else:
-        inputs["old_per_token_logps"] = inputs["old_per_token_logps"] + change
-
-
-def _sequence_ratio(batch: _MicroBatch, logps: Tensor) -> None:
-    """Old log-probs such that each token's ratio is moved by that of its whole completion.
-
-    The loss then weighs the gradient of every token by pi_theta'(completion) over
-    pi_theta(completion), as the gradient of the expected reward at theta' does.
-    """
-    inputs = batch.inputs
-    if batch.logps is None or "old_logps" in inputs:  # RLOO: the ratio is the completion's already
-        return
-    mask = inputs["completion_mask"]
-    if "tool_mask" in inputs:
-        mask = mask * inputs["tool_mask"]
-    moved = ((logps - batch.logps) * mask).sum(1, keepdim=True)  # (batch, 1)
-    old = inputs.get("old_per_token_logps")
-    at_theta = 0.0 if old is None else batch.logps - old  # log ratio in g1; 0 on policy
-    inputs["old_per_token_logps"] = logps - at_theta - moved
-
-
-def _fix_old_logps(batch: _MicroBatch) -> None:
-    """Old log-probs at theta, where the trainer would take them at the current parameters."""
-    if batch.logps is None or "old_logps" in batch.inputs:
-        return
-    if batch.inputs.get("old_per_token_logps") is None:
-        batch.inputs["old_per_token_logps"] = batch.logps
 
 
 def _probe_settings(settings: dict[str, Any]) -> None:

@@ -272,7 +272,7 @@ def test_copies_have_a_reference_of_their_own() -> None:
     run(problem, optimizer, 1)
     assert owned(optimizer).resets == 1
     assert owned(twin).resets == 0
-    assert owned(twin)._params()[0] is twin.param_groups[0]["params"][0]
+    assert owned(twin).params()[0] is twin.param_groups[0]["params"][0]
 
 
 def test_parameters_added_later_are_followed() -> None:
