@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.func import grad, hessian, jvp, vjp
 
+from flatopt import GradRegOptimizer, ReferenceReset
 from tests.theory_statements import verify
 from theory.reference_resets import Bandit
 
@@ -22,6 +23,27 @@ def draw(seed: int, *shapes: tuple[int, ...]) -> list[Tensor]:
 def test_statement():
     """Exact cycles, the modified flow, the sign and the filter are as predicted."""
     verify("reference_resets")
+
+
+def test_the_cycles_are_those_of_flatopt() -> None:
+    """`path` is what GradRegOptimizer does with a ReferenceReset, its KL term by swapped()."""
+    r, rows, start = draw(0, (6,), (3, 6), (3,))
+    bandit = Bandit(r, rows)
+    theta = start.clone().requires_grad_()
+    base = torch.optim.SGD([theta], lr=0.05)
+    optimizer = GradRegOptimizer(base, 0.0, reference=ReferenceReset(every=4))
+    assert optimizer.reference is not None
+    path = [start]
+    for _ in range(11):
+        optimizer.zero_grad()
+        with optimizer.reference.swapped():
+            log_reference = bandit.policy(theta).log()
+        p = bandit.policy(theta)
+        (p @ (0.7 * (p.log() - log_reference) - r)).backward()
+        optimizer.step()
+        path.append(theta.detach().clone())
+    expected = bandit.path(start, 0.05, 11, beta=0.7, k=4)
+    torch.testing.assert_close(torch.stack(path), expected, rtol=0, atol=1e-14)
 
 
 @FEW
