@@ -18,6 +18,9 @@ DEFAULT_RADIUS = {torch.float64: 1e-7, torch.float32: 1e-5, torch.bfloat16: 3e-4
 # Elements of float32 weights looked at for the realised step: rounding there is the same everywhere
 SAMPLE = 1_000_000
 
+# Coordinates looked at for the share whose sign GR reverses: enough for half a per cent
+SIGNS = 65_536
+
 
 def wide(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which gradients of that dtype are kept and combined: at least float32."""
@@ -71,6 +74,27 @@ def dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
             part = _local((a * b).sum())
         total += part.to(device)
     return total
+
+
+@torch.no_grad()
+def share_reversed(
+    before: Sequence[Tensor], added: Sequence[Tensor], weight: float
+) -> Tensor | None:
+    """Share of the coordinates, where not 0, that change sign from g to g + weight * d.
+
+    Of an even sample of about `SIGNS` coordinates: 0-dim. None for shards (DTensor).
+    """
+    if not (_plain(before) and _plain(added)):
+        return None
+    # an odd stride, lest it fall on the same column of every matrix
+    stride = sum(g.numel() for g in before) // SIGNS | 1
+    device, dtype = before[0].device, wide(before[0].dtype)
+
+    def sample(tensors: Sequence[Tensor]) -> Tensor:
+        return torch.cat([t.reshape(-1)[::stride].to(device, dtype) for t in tensors])
+
+    g, d = sample(before), sample(added)
+    return (g * (g + weight * d) < 0).sum() / (g != 0).sum().clamp(min=1)
 
 
 @torch.no_grad()

@@ -23,9 +23,10 @@ class Stats:
         curvature: g.Hg / g.g, in loss / parameter^2.
         realised_step: length of the shift that survived rounding / the intended one. Far from 1:
             the weights are too coarse for this step length.
-        turn: the angle, in radians, by which GR turns the gradient: between g1 and
-            g1 + strength * H g1. What Adam and other normalizing optimizers keep of GR: they
-            divide its length out again.
+        turn: the angle, in radians, by which GR turns the gradient as a whole, between g1 and
+            g1 + strength * H g1: what a step of fixed length keeps of GR.
+        reversed: the share of coordinates that change sign, of an even sample: what Adam keeps
+            at once. Like Adam it does not see a positive factor on a coordinate.
         radius: the intended ||theta' - theta|| / ||theta||.
         skipped: why GR was left out of this step, for all or for some parameters; or None.
     """
@@ -39,6 +40,7 @@ class Stats:
     curvature: Tensor | None = None
     realised_step: Tensor | None = None
     radius: Tensor | float | None = None
+    reversed: Tensor | None = None
     skipped: str | None = None
 
     @property

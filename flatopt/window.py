@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flatopt.difference import Difference, Exact, differentiable, product
-from flatopt.perturb import displaced, dot, norm, read, wide
+from flatopt.perturb import displaced, dot, norm, read, share_reversed, wide
 from flatopt.stats import Stats
 
 FLOAT32_MAX = torch.finfo(torch.float32).max
@@ -178,8 +178,11 @@ class Window:
         weight = strength * factor * self.scale
         if not (math.isfinite(strength * product_norm) and weight <= FLOAT32_MAX):
             return self._plain("the penalty is not finite; the step is plain")
+        reverses = share_reversed(self.g1, d, weight)
         self._write(d, weight)
-        return self._stats(strength, factor, d_norm, along)
+        stats = self._stats(strength, factor, d_norm, along)
+        stats.reversed = reverses
+        return stats
 
     def _plain(self, why: str) -> Stats:
         self.abandon()

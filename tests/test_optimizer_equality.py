@@ -153,6 +153,7 @@ def test_stats_of_a_quadratic() -> None:
             "realised_step": 1.0,
             "radius": 0.1 * 10**0.5 / 2**0.5,
             # between (1, 3) and (1.5, 7.5)
+            "reversed": 0.0,
             "turn": math.atan2(7.5, 1.5) - math.atan2(3.0, 1.0),
         }
     )

@@ -8,7 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flatopt.perturb import RNGState, displaced, dot, looks_low_precision, norm, wide
+from flatopt.perturb import (
+    SIGNS,
+    RNGState,
+    displaced,
+    dot,
+    looks_low_precision,
+    norm,
+    share_reversed,
+    wide,
+)
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 SPECIAL = (0.0, -0.0, math.inf, -math.inf, math.nan, 1e-40, 6e-8, 3e38, -65504.0)
@@ -124,6 +133,29 @@ def test_norm_and_dot(tensors: list[Tensor]) -> None:
     reference = sum(float((a.double() * b.double()).sum()) for a, b in pairs)
     size = float(norm(tensors)) * float(norm(others))
     assert float(dot(tensors, others)) == pytest.approx(reference, abs=1e-5 * size + 1e-12)
+
+
+def test_share_of_reversed_coordinates() -> None:
+    g = [torch.tensor([[1.0, -1.0, 2.0], [0.0, 3.0, -4.0]]), torch.tensor(-1.0).double()]
+    d = [torch.tensor([[-2.0, 1.0, -1.0], [5.0, -9.0, 1.0]]), torch.tensor(2.0).double()]
+    # weight .6: of six coordinates that are not 0 the first, the fifth and the last turn round
+    share = share_reversed(g, d, 0.6)
+    assert share is not None
+    assert float(share) == pytest.approx(3 / 6)
+    # like Adam, it does not see a positive factor on a coordinate
+    factor = [torch.rand_like(t) + 0.1 for t in g]
+    scaled = [[f * t for f, t in zip(factor, ts, strict=True)] for ts in (g, d)]
+    assert torch.equal(share, share_reversed(*scaled, 0.6))
+
+
+def test_share_of_reversed_coordinates_is_that_of_an_even_sample() -> None:
+    torch.manual_seed(0)
+    g = [torch.randn(1000, 512), torch.randn(300, 401).t()]
+    d = [torch.randn_like(t) for t in g]
+    assert sum(t.numel() for t in g) > 5 * SIGNS
+    whole = sum(int((a * (a + 2 * b) < 0).sum()) for a, b in zip(g, d, strict=True))
+    share = share_reversed(g, d, 2.0)
+    assert float(share) == pytest.approx(whole / sum(t.numel() for t in g), abs=0.01)
 
 
 def test_norm_of_many_16_bit_numbers_is_wide() -> None:

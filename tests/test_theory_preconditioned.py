@@ -4,5 +4,5 @@ from tests.theory_statements import verify
 
 
 def test_statement():
-    """Adam cancels the length of the penalty and keeps its turn."""
+    """Adam cancels constant factors and keeps signs."""
     verify("preconditioned")

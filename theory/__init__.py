@@ -10,6 +10,7 @@ STATEMENTS = (
     "finite_difference",
     "flow",
     "flow_limits",
+    "preconditioned_turn",
     "preconditioned",
     "preconditioned_noise",
     "diagonal_network",
