@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 from matplotlib.figure import Figure
 
+from tests import theory_statements
 from theory import STATEMENTS, __main__, report
 from theory.check import Check, Outcome
 
@@ -152,3 +153,47 @@ def test_a_file_that_cannot_be_finished_leaves_the_old_one(tmp_path, monkeypatch
         report.write(file, "new")
     assert file.read_text() == "old"
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_an_old_page_is_found_out(tmp_path, monkeypatch):
+    """What guards docs/theory: a table or a CSV that this code would not write is refused."""
+    monkeypatch.setattr(theory_statements, "PAGES", tmp_path)
+    check = Check("slope", 2.0, 1.99, 0.05, 1.0)
+    outcome = Outcome([check], {"curve": {"x": [1, 2], "y": [0.5, 0.25], "who": ["a", "b"]}})
+    page, table = tmp_path / "s.md", tmp_path / "s" / "curve.csv"
+
+    def written() -> None:
+        page.write_text(f"{report.BEGIN}\n{report.END}\n")
+        report.update_page(page, outcome)
+        figure = Figure()
+        figure.subplots()
+        report.write_figure(tmp_path / "s", outcome, figure)
+
+    def refused() -> bool:
+        try:
+            theory_statements.assert_page_is_current("s", outcome)
+        except AssertionError:
+            return True
+        return False
+
+    written()
+    assert not refused()
+    for old, new in (
+        ("| 2 | ", "| 2.1 | "),  # the prediction
+        ("| 1.99 | ", "| 1.7 | "),  # the measurement
+        ("± 5 %", "± 6 %"),
+        ("| 1 | holds", "| 1.5 | holds"),
+        ("| holds", "| FAILS"),
+        ("slope", "slopes"),
+    ):
+        text = page.read_text()
+        assert old in text
+        page.write_text(text.replace(old, new))
+        assert refused(), new
+        written()
+    for old, new in (("x,y", "x,z"), ("0.5,a\n2,0.25", "0.9,a\n2,0.1"), ("2,0.25,b\n", "")):
+        text = table.read_text()
+        assert old in text
+        table.write_text(text.replace(old, new))
+        assert refused(), new
+        written()
