@@ -40,7 +40,7 @@ def test_any_case(seed: int, d: int, curved: bool, sigma: float, r: float, delta
 @settings(deadline=None, max_examples=20, derandomize=True)
 @given(seed=st.integers(0, 2**31), d=st.integers(1, 3))
 def test_ball_is_reached(seed: int, d: int) -> None:
-    """Parameters within E reach every action within D, by the iteration of the proof."""
+    """Parameters within eps reach every action within D, by the iteration of the proof."""
     draw = np.random.default_rng(seed)
     case = random_case(draw, d, True)
     M, D = case.M.numpy(), case.bound()["D"]
@@ -50,7 +50,7 @@ def test_ball_is_reached(seed: int, d: int) -> None:
     for _ in range(2000):
         bent = case.kappa / 2 * e[0] ** 2 / math.sqrt(d)
         e = np.linalg.pinv(M) @ (v - bent)
-        assert np.linalg.norm(e) <= case.E * (1 + 1e-12)
+        assert np.linalg.norm(e) <= case.eps * (1 + 1e-12)
     assert M @ e + case.kappa / 2 * e[0] ** 2 / math.sqrt(d) == pytest.approx(v, abs=1e-3 * D)
 
 

@@ -23,5 +23,7 @@ STATEMENTS = (
     "landscape_width",
     "landscape_sampled",
     "flat_but_wrong",
+    "completed_hack",
+    "hack_monitor",
     "reference_resets",
 )

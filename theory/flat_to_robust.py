@@ -3,24 +3,24 @@ r"""Flat in parameters means robust in actions: close actions rarely have far re
 Statement
     Actions :math:`a=\mu_\phi+Z`, proxy R beta-smooth in a, :math:`J(\phi)=E\,R(a)`. Two independent
     actions are a *sharp* pair if closer than delta with a reward gap above K. If J drops by at
-    most :math:`\hat L` for :math:`\|e\|\le E`, and :math:`\mu_{\phi+e}` reaches the ball of radius
-    D around the mean, then :math:`\|\nabla R(\mu)\|\le G=\hat L/D+\beta D/2+\beta E\|Z\|`. For
+    most :math:`\hat L` for :math:`\|e\|\le\varepsilon`, and :math:`\mu_{\phi+e}` reaches the ball
+    of radius D around the mean, :math:`\|\nabla R(\mu)\|\le G=\hat L/D+\beta D/2+\beta E\|Z\|`. For
     :math:`K/\delta>G` and :math:`r=(K/\delta-G)/\beta` no pair within r of the mean is sharp, so
     :math:`P(\text{sharp})\le 2P(\|Z\|>r)`.
 
 Assumptions
-    One prompt. D = s E with s the *smallest* singular value of the Jacobian M of mu; if M is
-    kappa-Lipschitz, :math:`D=sE-\kappa E^2/2` with :math:`\kappa E\le s`. False are, as measured:
-    the operator norm for s, a curved mu without kappa, J as a mean over prompts that share
-    parameters. Z has any law; here it is Gaussian and isotropic.
+    One prompt; E is the mean over Z. :math:`D=s\varepsilon` with s the *smallest* singular value of
+    the Jacobian M of mu; if M is kappa-Lipschitz, :math:`D=s\varepsilon-\kappa\varepsilon^2/2` with
+    :math:`\kappa\varepsilon\le s`. False are, as measured: the operator norm for s, a curved mu
+    without kappa, J averaged over prompts. Z has any law; here it is Gaussian and isotropic.
 
 Derivation
-    Reach: for :math:`|v|\le D`, :math:`e\mapsto M^+(v-\mu_{\phi+e}+\mu_\phi+Me)` maps the ball E
-    into itself, as :math:`|\mu_{\phi+e}-\mu_\phi-Me|\le\kappa|e|^2/2`; at its fixed point (Brouwer)
-    :math:`\mu_{\phi+e}=\mu_\phi+v`. Gradient: :math:`\bar J(m)=E\,R(m+Z)` is beta-smooth; a step D
-    against its gradient loses at least :math:`D\|\nabla\bar J\|-\beta D^2/2`, at most
-    :math:`\hat L`; and :math:`\|\nabla R-\nabla\bar J\|\le\beta E\|Z\|`. Pairs: slopes within r are
-    at most :math:`G+\beta r=K/\delta`, so one end of a sharp pair lies outside.
+    Reach: for :math:`|v|\le D`, :math:`e\mapsto M^+(v-\mu_{\phi+e}+\mu_\phi+Me)` maps the ball of
+    radius :math:`\varepsilon` into itself, as :math:`|\mu_{\phi+e}-\mu_\phi-Me|` is at most
+    :math:`\kappa|e|^2/2`; at its fixed point (Brouwer) :math:`\mu_{\phi+e}=\mu_\phi+v`. Gradient:
+    :math:`\bar J(m)=E\,R(m+Z)` is beta-smooth; a step D against its gradient loses at least
+    :math:`D\|\nabla\bar J\|-\beta D^2/2`, at most :math:`\hat L`; :math:`\|\nabla(R-\bar J)\|` is
+    at most :math:`\beta E\|Z\|`. Pairs: slopes within r are at most :math:`G+\beta r=K/\delta`.
 
 Falsified if
     a case exceeds G, K or the probability. A drop found too small makes G smaller, the test harder.
@@ -57,7 +57,7 @@ class Case:
     phase: Tensor  # (waves,)
     M: Tensor  # (d, p)
     sigma: float  # of Z, in each direction
-    E: float
+    eps: float  # how far the parameters may move
     kappa: float
     r: float
     delta: float
@@ -77,10 +77,10 @@ class Case:
         e = torch.randn(32, self.M.shape[1], generator=draw, dtype=torch.float64)
         values = [self.J(0 * e)]
         for step in range(30):
-            e = (e * (self.E / e.norm(dim=1, keepdim=True)).clamp_max(1)).requires_grad_()
+            e = (e * (self.eps / e.norm(dim=1, keepdim=True)).clamp_max(1)).requires_grad_()
             values.append(self.J(e))
             (slope,) = torch.autograd.grad(values[-1].sum(), e)
-            e = e.detach() - self.E * 0.8**step * normalize(slope, dim=1)
+            e = e.detach() - self.eps * 0.8**step * normalize(slope, dim=1)
         return (values[0][0] - torch.stack(values).min()).item()
 
     def bound(self, D: float | None = None) -> dict[str, float]:
@@ -88,7 +88,7 @@ class Case:
         slope = float(torch.func.grad(self.reward)(torch.zeros_like(self.wave[0])).norm())
         beta = float(self.weight.abs() @ self.wave.square().sum(1))
         if D is None:
-            D = float(torch.linalg.svdvals(self.M)[-1]) * self.E - self.kappa * self.E**2 / 2
+            D = float(torch.linalg.svdvals(self.M)[-1]) * self.eps - self.kappa * self.eps**2 / 2
         drop, Z = self.drop(), self.sigma * LENGTH[len(self.M)]
         G = drop / D + beta * (D / 2 + Z)
         return {
@@ -118,9 +118,9 @@ def random_case(draw: np.random.Generator, d: int, curved: bool) -> Case:
     waves = draw.integers(1, 5)
     phase = torch.tensor(draw.uniform(0, 2 * np.pi, waves) * draw.integers(2))
     weight, wave, M = (torch.tensor(draw.normal(size=s)) for s in (waves, (waves, d), (d, 5)))
-    (sigma, E), kappa = np.exp(draw.normal(-2, 1, 2)), curved * abs(draw.normal())
-    E = min(E, float(torch.linalg.svdvals(M)[-1]) / (kappa + 1e-9))
-    return Case(weight, wave, phase, M, sigma, E, kappa, *(sigma * draw.uniform((0.1, 0.5), 3)))
+    (sigma, eps), kappa = np.exp(draw.normal(-2, 1, 2)), curved * abs(draw.normal())
+    eps = min(eps, float(torch.linalg.svdvals(M)[-1]) / (kappa + 1e-9))
+    return Case(weight, wave, phase, M, sigma, eps, kappa, *(sigma * draw.uniform((0.1, 0.5), 3)))
 
 
 def quadratic(slope: float, M: list, *rest: float) -> Case:
@@ -146,7 +146,7 @@ def check(progress: Progress = quiet) -> Outcome:
     names = ("d", "kappa", "slope", "G", "r / sigma", "bound", "P(sharp)", "gap within r / K")
     _, kappa, slope, G, _, bound, sharp, gap = np.array(rows).T
     ratio, curved, sure, f = slope / G, kappa > 0, sharp - 4 * (sharp / PAIRS) ** 0.5, line.bound()
-    # a - a|a| / 2 has beta = 1, and nearby slopes all below the one at 0; E = D = .01
+    # a - a|a| / 2 has beta = 1, and nearby slopes all below the one at 0; eps = D = .01
     kink = quad(lambda a: (a - a * abs(a) / 2) * (norm.pdf(a) - norm.pdf(a + 0.01)), -9, 9)
     limits = (
         ("straight policies: slope / G", 1, ratio[~curved].max(), 0.9),
