@@ -13,8 +13,8 @@ from theory.check import Check, Outcome
 ROOT = Path(__file__).resolve().parent.parent
 # the files of theory/ that are no statements
 FRAME = {"__init__", "__main__", "check", "report"}
-# what the three statements on the landscape share
-FRAME |= {"hills", "hills_plot", "ridge", "landscape_animation"}
+# what the statements on the landscape, on resets and on reused samples share
+FRAME |= {"hills", "hills_plot", "ridge", "landscape_animation", "bandit", "policy_products"}
 
 
 @pytest.mark.parametrize(

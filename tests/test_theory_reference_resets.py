@@ -9,7 +9,7 @@ from torch.func import grad, hessian, jvp, vjp
 
 from flatopt import GradRegOptimizer, ReferenceReset
 from tests.theory_statements import verify
-from theory.reference_resets import Bandit
+from theory.bandit import Bandit
 
 SEEDS = st.integers(0, 2**31)
 FEW = settings(max_examples=25, deadline=None, derandomize=True)
@@ -21,7 +21,7 @@ def draw(seed: int, *shapes: tuple[int, ...]) -> list[Tensor]:
 
 
 def test_statement():
-    """Exact cycles, the modified flow, the sign and the filter are as predicted."""
+    """The modified flow, and the sign of what resets and GR add, are as predicted."""
     verify("reference_resets")
 
 
@@ -62,14 +62,25 @@ def test_sign_is_the_skewness(seed: int, arms: int, pass_or_fail: bool) -> None:
         assert turn.item() == pytest.approx(-(1 - 2 * rate) * (p @ a**2).item(), abs=1e-13)
 
 
-@settings(FEW, max_examples=6)
-@given(SEEDS, st.integers(2, 5), st.floats(1, 4))
-def test_cycles_are_one_kl(seed: int, cycles: int, beta: float) -> None:
-    r, start = draw(seed, (6,), (6,))
-    bandit = Bandit(r, torch.eye(6, dtype=torch.float64))
-    many = bandit.policy(bandit.exact(start, beta, cycles))
-    one = bandit.policy(bandit.exact(start, beta / cycles))
-    assert (many - one).abs().max() < 1e-6
+@FEW
+@given(SEEDS, st.integers(1, 6), st.integers(1, 6))
+def test_the_pass_rate_decides_where_answers_are_alike(seed: int, right: int, wrong: int) -> None:
+    """Right answers equally likely, wrong ones too: Hg = -(1 - 2p) Fg."""
+    (logit,) = draw(seed, ())
+    r = torch.tensor([1.0] * right + [0.0] * wrong, dtype=torch.float64)
+    g, h, f = Bandit(r, torch.eye(len(r), dtype=torch.float64)).parts(logit * r)
+    rate = ((logit * r).softmax(0) @ r).item()
+    torch.testing.assert_close(h @ g, -(1 - 2 * rate) * f @ g, rtol=1e-9, atol=1e-14)
+
+
+def test_the_pass_rate_does_not_decide_elsewhere() -> None:
+    """Pass rate .2 and skewed to the right, yet GR lengthens the step that resets shorten."""
+    p = torch.tensor([[0.01] * 20 + [0.4] + [0.01] * 40], dtype=torch.float64)
+    r = torch.tensor([1.0] * 20 + [0.0] * 41, dtype=torch.float64)
+    assert (p @ r).item() == pytest.approx(0.2)
+    assert (p @ (r - p @ r) ** 3).item() > 0
+    (resets,), (gr,) = Bandit(r, torch.eye(61, dtype=torch.float64)).added(p.log())
+    assert resets < 0 < gr
 
 
 @settings(FEW, max_examples=10)

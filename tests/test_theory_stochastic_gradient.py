@@ -8,7 +8,8 @@ from torch import Tensor
 
 from flatopt import GradRegOptimizer, gradient, hessian_product
 from tests.theory_statements import verify
-from theory.stochastic_gradient import Losses, bandit, halves, parts
+from theory.stochastic_gradient import Losses, halves, parts
+from theory.stochastic_policy import bandit
 
 SEEDS = st.integers(0, 2**31)
 FEW = settings(max_examples=20, deadline=None, derandomize=True)
@@ -53,7 +54,7 @@ def policy(seed: int) -> tuple[Losses, Tensor, Tensor]:
 
 
 def test_statement():
-    """Means over batches, the moved minimum, batch sizes and entropy are as predicted."""
+    """Means over batches and the moved minimum are as predicted."""
     verify("stochastic_gradient")
 
 
@@ -84,40 +85,3 @@ def test_halves_by_hand(seed: int) -> None:
     (h_a,), (h_b,) = (hessian_product(f, [param], [g]) for f, g in ((of_a, g_b), (of_b, g_a)))
     expected = (g_a + g_b) / 2 + 0.7 * (h_a + h_b) / 2
     torch.testing.assert_close(halves(losses, param.detach(), a, b, 0.7), expected)
-
-
-@FEW
-@given(SEEDS, st.integers(4, 12))
-def test_uniform_policy(seed: int, actions: int) -> None:
-    (r,) = draw(seed, (actions,))
-    logits = torch.zeros_like(r)
-    g, hg, extra, trace = parts(*bandit(logits, r), logits)
-    torch.testing.assert_close(trace, (actions - 2) * (g @ g))
-    torch.testing.assert_close(extra, (actions - 3) * hg, atol=1e-12, rtol=1e-9)
-
-
-@FEW
-@given(st.floats(-4, 4), st.floats(0.1, 3))
-def test_two_actions(logit: float, gap: float) -> None:
-    """Both parts lower the entropy; they raise J where the better action is the likelier."""
-    logits = torch.tensor([logit, 0.0], dtype=torch.float64)
-    r = torch.tensor([gap, 0.0], dtype=torch.float64)
-    p = logits.softmax(0)
-    g, hg, extra, trace = parts(*bandit(logits, r), logits)
-    size = (p[0] - p[1]) ** 2 / (p[0] * p[1])
-    torch.testing.assert_close(trace, size * (g @ g), atol=1e-13, rtol=1e-9)
-    torch.testing.assert_close(extra, size * hg, atol=1e-13, rtol=1e-9)
-    up = -p * (p.log() - p @ p.log())
-    assert (hg @ up).item() >= 0
-    assert (hg @ g).item() * logit >= 0  # the step is -hg, uphill is -g
-
-
-@FEW
-@given(SEEDS, st.integers(2, 12))
-def test_near_a_deterministic_policy(seed: int, actions: int) -> None:
-    """There the variance part lowers the entropy whatever the rewards."""
-    r, logits = draw(seed, (actions,), (actions,))
-    logits[0] = logits.max() + 12
-    p = logits.softmax(0)
-    extra = parts(*bandit(logits, r), logits)[2]
-    assert (extra @ (-p * (p.log() - p @ p.log()))).item() > 0

@@ -15,6 +15,7 @@ STATEMENTS = (
     "preconditioned_noise",
     "diagonal_network",
     "stochastic_gradient",
+    "stochastic_policy",
     "reused_samples",
     "sharp_to_inaccurate",
     "sharp_to_inaccurate_gaussian",
@@ -26,4 +27,5 @@ STATEMENTS = (
     "completed_hack",
     "hack_monitor",
     "reference_resets",
+    "reference_cycles",
 )
