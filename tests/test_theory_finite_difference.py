@@ -4,5 +4,5 @@ from tests.theory_statements import verify
 
 
 def test_statement():
-    """Orders, coefficients and best steps are as predicted, in both precisions."""
+    """Orders and coefficients of the differences are as predicted."""
     verify("finite_difference")

@@ -5,13 +5,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.theory_statements import verify
-from theory.flow_limits import descend, matrices, mixture, odds, sextic, valley
+from theory.flow_limits import descend, matrices, valley
 
 COPIES = 64
 
 
 def test_statement():
-    """Edges, thresholds, places and preferences are as predicted."""
+    """Edges, thresholds and places are as predicted."""
     verify("flow_limits")
 
 
@@ -41,20 +41,3 @@ def test_strength_decides_whether_a_maximum_attracts(weak: float, factor: float,
         # a few copies start so far across the weak direction that it does not yet show
         nearer = (path[-1] < path[60]).double().mean()
         assert nearer > 0.9 if attracts else nearer < 0.9
-
-
-def test_odds_without_strength_are_those_of_the_density():
-    """exp(-mixture) is a sum of two normal densities, so their share left of 0.4 is known."""
-    left = torch.special.ndtr(torch.tensor(0.4 * 50**0.5))
-    flat = torch.special.ndtr(torch.tensor((0.4 - 1.8) * 2**0.5))
-    sharp = left / 50**0.5 + flat / 2**0.5
-    due = float(sharp / (50**-0.5 + 2**-0.5 - sharp))
-    assert abs(odds(mixture, torch.zeros(1).numpy(), 1.0)[0] - due) < 1e-3 * due
-
-
-def test_wells_are_as_described():
-    """Depth 0 and curvatures 50 and 2, by automatic differentiation."""
-    for place, curvature in ((0.0, 50.0), (1.0, 2.0)):
-        x = torch.tensor(place, dtype=torch.float64)
-        assert float(sextic(x)) == 0
-        assert abs(float(torch.func.hessian(sextic)(x)) - curvature) < 1e-12

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.theory_statements import verify
-from theory.reused_samples import KINDS, LogProbs, derived, found, linear
+from theory.policy_products import KINDS, LogProbs, derived, found, linear
 
 Problem = tuple[LogProbs, Tensor, Tensor]
 # logits and rewards of 2 to 8 actions

@@ -8,8 +8,11 @@ runs those whose name contains the word.
 # in the order in which they are best read
 STATEMENTS = (
     "finite_difference",
+    "finite_difference_rounding",
     "flow",
     "flow_limits",
+    "flow_noise",
+    "flow_batch_noise",
     "preconditioned_turn",
     "preconditioned",
     "preconditioned_noise",

@@ -30,154 +30,141 @@ Seeds: 0-2 (6 x 20, 2 ones), 0-9 (30 x 60, 3 ones), 0 (the states of the first c
 
 from __future__ import annotations
 
+from itertools import product as pairs
+
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from numpy import ndarray as Array
-from scipy.integrate import solve_ivp
-from scipy.optimize import minimize
 
-from flatopt import GradRegOptimizer
 from theory.check import Check, Outcome, Progress, Table, quiet
+from theory.diagonal_flow import (
+    ALPHA,
+    KINDS,
+    SMALL,
+    STRONG,
+    Problem,
+    Sparse,
+    argmin,
+    descent,
+    field,
+    flow,
+    log_shrinkage,
+    problem,
+    solution,
+    sparse_regression,
+)
 
-ALPHA = 0.1
-SMALL, STRONG = 0.002, 0.15  # strengths: for first-order effects, and for plain sight
 SETTINGS = ((0.05, 0.0), (0.05, 0.01), (0.05, 0.05), (0.05, 0.15), (STRONG, 0.0))
-# the solutions compared: three flows, then four argmins of Q
-KINDS = ("plain", "weak", "strong", "strong argmin", "weak predicted", "weak even", "strong even")
-Problem = tuple[Array, Array, Array]  # X, y, the sparse truth
 
 
-def problem(seed: int, n: int, d: int, ones: int) -> Problem:
-    """Gaussian inputs, a truth with the given number of ones, no noise."""
-    x = np.random.default_rng(seed).standard_normal((n, d))
-    truth = (np.arange(d) < ones).astype(float)
-    return x, x @ truth, truth
+def distance(a: Array, b: Array) -> float:
+    """The Euclidean one."""
+    return float(np.linalg.norm(a - b))
 
 
-def field(setting: Problem, state: Array, gamma: float, eps: float) -> tuple[Array, Array]:
-    """GR's gradient (of u over that of v), and q * q', from two plain gradients; eps 0: exact."""
-    x, y, _ = setting
-    sign = np.array([[2.0], [-2.0]])
-    q = x.T @ (x @ (state[0] ** 2 - state[1] ** 2) - y) / len(y)
-    g = sign * state * q
-    if eps == 0:
-        slope = x.T @ (x @ (sign * state * g).sum(0)) / len(y)
-        return g + gamma * sign * (g * q + state * slope), q * q
-    there = state + eps * g
-    ahead = x.T @ (x @ (there[0] ** 2 - there[1] ** 2) - y) / len(y)
-    return g + gamma / eps * (sign * there * ahead - g), q * ahead
-
-
-def flow(setting: Problem, gamma: float, eps: float, time: float = 3000) -> tuple[Array, Array]:
-    """Weights (u, v) at the end of the flow, and the integral of q * q' along it."""
-    d = setting[0].shape[1]
-
-    def right(_: float, y: Array) -> Array:
-        g, product = field(setting, y[: 2 * d].reshape(2, d), gamma, eps)
-        return np.concatenate([-g.ravel(), product])
-
-    start = np.repeat([ALPHA, 0], [2 * d, d])
-    end = solve_ivp(right, (0, time), start, method="LSODA", rtol=1e-10, atol=1e-13).y[:, -1]
-    return end[: 2 * d].reshape(2, d), end[2 * d :]
-
-
-def least(setting: Problem, a: Array) -> Array:
-    """The minimum of Q_a over X beta = y, by Newton's method on the dual, from zero."""
-    x, y, _ = setting
-    dual = minimize(
-        lambda z: 2 * a @ np.cosh(x.T @ z) - y @ z,
-        np.zeros(len(y)),
-        jac=lambda z: x @ (2 * a * np.sinh(x.T @ z)) - y,
-        hess=lambda z: (x * (2 * a * np.cosh(x.T @ z))) @ x.T,
-        method="trust-exact",
-        options={"gtol": 1e-10},
+def flatopt_follows_the_flow(setting: Problem) -> list[Check]:
+    """One step from five random states, and the end of many small ones."""
+    draw, gaps, effects = np.random.default_rng(0), [], []
+    for gamma, eps in SETTINGS:
+        state = draw.uniform(0.2, 1, (2, 20))
+        got = state - descent(setting, state, 1.0, 1, gamma, eps)
+        for strength, gap in ((gamma, gaps), (0, effects)):
+            gap.append(
+                distance(got, field(setting, state, strength, eps)[0]) / distance(got, 0 * got)
+            )
+    start, end = np.full((2, 20), ALPHA), flow(setting, 0.05, 0.05, time=4)[0]
+    coarse, fine = (
+        distance(descent(setting, start, 4 / steps, steps, 0.05, 0.05), end) for steps in (300, 600)
     )
-    return 2 * a * np.sinh(x.T @ dual.x)
+    # if false: plain descent; no convergence
+    return [
+        Check("flatopt's gradient off the field", 0, max(gaps), 1e-12, min(effects), "absolute"),
+        Check("flatopt's order in the step", 1, np.log2(coarse / fine), 0.05, 0, "absolute"),
+    ]
 
 
-def descent(setting: Problem, start: Array, lr: float, steps: int, gamma: float, eps: float):
-    """Weights after steps of flatopt; eps 0: exact."""
-    x, y = torch.tensor(setting[0]), torch.tensor(setting[1])
-    weights = torch.tensor(start, requires_grad=True)
-    base, kind = torch.optim.SGD([weights], lr=lr), "forward" if eps else "exact"
-    optimizer = GradRegOptimizer(base, gamma, eps=eps or None, difference=kind)
+def flows_end_at_the_argmin(settings: list[Problem]) -> list[Check]:
+    """uv and beta at the end of 15 flows; if false, GR changes neither."""
+    drifts, drifts_if_kept, offs, offs_if_kept = [], [], [], []
+    for (gamma, eps), setting in pairs(SETTINGS, settings):
+        weights, integral = flow(setting, gamma, eps)
+        due = -8 * gamma * integral
+        drifts.append(np.abs(log_shrinkage(weights) - due).max())
+        drifts_if_kept.append(np.abs(log_shrinkage(weights)).max())
+        offs.append(np.abs(solution(weights) - argmin(setting, due)).max())
+        offs_if_kept.append(np.abs(solution(weights) - argmin(setting, 0 * due)).max())
+    return [
+        Check("|log(uv / a)|, 15 flows", 0, max(drifts), 1e-6, min(drifts_if_kept), "absolute"),
+        Check("|beta - argmin Q|, 15 flows", 0, max(offs), 1e-6, min(offs_if_kept), "absolute"),
+    ]
 
-    def closure() -> float:
-        optimizer.zero_grad()
-        loss = (x @ (weights[0] ** 2 - weights[1] ** 2) - y).square().mean() / 2
-        loss.backward()
-        return loss.item()
 
-    for _ in range(steps):
-        optimizer.step(closure)
-    return weights.detach().numpy()
+def shrinkage_to_first_order(settings: list[Problem]) -> list[Check]:
+    """The mean fall of log a per strength, from the flow without GR, whose q' is a step away."""
+    checks, exact = [], 0.0
+    for eps in (0.0, 0.05, 0.15):
+        due = 8 * np.mean([flow(setting, 0, eps)[1] for setting in settings]).item()
+        ends = [flow(setting, SMALL, eps)[0] for setting in settings]
+        got = -np.mean([log_shrinkage(weights) for weights in ends]).item() / SMALL
+        exact = exact or due
+        # if false: half of it; for a longer step: as for none
+        rival = exact if eps else exact / 2
+        checks.append(Check(f"shrinkage per strength, eps {eps:g}", due, got, 0.01, rival))
+    return checks
+
+
+def shrinkage_of_the_support(sparse: Sparse) -> list[Check]:
+    """GR ends at the argmin here too, and shrinks a most on the support."""
+    strong = sparse.betas["strong"]
+    off, rival = (
+        np.abs(strong - sparse.betas[kind]).max(1) for kind in ("strong argmin", "strong even")
+    )
+    due, got = (
+        float(np.median(log[:, :3].mean(1) / log[:, 3:].mean(1)))
+        for log in (sparse.predicted, sparse.weak)
+    )
+    return [
+        Check("|beta - argmin Q|, sparse", 0, max(off), 1e-6, min(rival), "absolute"),
+        Check("shrinkage on / off the support", due, got, 0.03, 1),
+    ]
+
+
+def growth(name: str, size: dict[str, Array]) -> list[Check]:
+    """By how much, and in how many seeds, GR raises a size; if false: every a shrinks alike."""
+    change = {kind: size[kind] - size["plain"] for kind in KINDS}
+    slope, due, even = (
+        change[kind].mean() / SMALL for kind in ("weak", "weak predicted", "weak even")
+    )
+    raised = {kind: (change[kind] > 0).sum() for kind in KINDS}
+    up, even_up = raised["weak predicted"], raised["weak even"]
+    many, few = f"{name}: seeds of 10 where GR raises it", f"{name}: the same, shrunk evenly"
+    return [
+        Check(f"{name} per strength", due, slope, 0.03, even),
+        Check(many, up, raised["strong"], 0, even_up, "absolute"),
+        Check(few, even_up, raised["strong even"], 0, up, "absolute"),
+    ]
 
 
 def check(progress: Progress = quiet) -> Outcome:
     """flatopt against the flow, the flow against the argmin, and what it does to sparsity."""
-    small, norm, a0 = [problem(seed, 6, 20, 2) for seed in range(3)], np.linalg.norm, ALPHA**2
+    small = [problem(seed, 6, 20, 2) for seed in range(3)]
     progress("flatopt and argmin")
-    draw = np.random.default_rng(0)
-    gaps, effects, drifts, kept, offs, unmoved = [], [], [], [], [], []
-    for gamma, eps in SETTINGS:
-        state = draw.uniform(0.2, 1, (2, 20))
-        got = state - descent(small[0], state, 1.0, 1, gamma, eps)
-        for gap, strength in ((gaps, gamma), (effects, 0)):
-            gap.append(norm(got - field(small[0], state, strength, eps)[0]) / norm(got))
-        for setting in small:
-            (u, v), integral = flow(setting, gamma, eps)
-            log_a, guess = np.log(u * v / a0), -8 * gamma * integral
-            for drift, off, share in ((drifts, offs, 1), (kept, unmoved, 0)):
-                drift.append(np.abs(log_a - share * guess).max())
-                off.append(np.abs(u**2 - v**2 - least(setting, a0 * np.exp(share * guess))).max())
-    start, end = np.full((2, 20), ALPHA), flow(small[0], 0.05, 0.05, time=4)[0]
-    far = [norm(descent(small[0], start, 4 / n, n, 0.05, 0.05) - end) for n in (300, 600)]
-    # if false: plain descent; no convergence; uv = alpha^2 is conserved; so is the argmin
-    checks = [
-        Check("flatopt's gradient off the field", 0, max(gaps), 1e-12, min(effects), "absolute"),
-        Check("flatopt's order in the step", 1, np.log2(far[0] / far[1]), 0.05, 0, "absolute"),
-        Check("|log(uv / a)|, 15 flows", 0, max(drifts), 1e-6, min(kept), "absolute"),
-        Check("|beta - argmin Q|, 15 flows", 0, max(offs), 1e-6, min(unmoved), "absolute"),
-    ]
-    guesses = []
-    for eps in (0.0, 0.05, 0.15):
-        # along the flow without GR, yet with q' a step eps away
-        guesses.append(8 * np.mean([flow(setting, 0, eps)[1] for setting in small]).item())
-        ends = [flow(setting, SMALL, eps)[0] for setting in small]
-        got = -np.mean([np.log(u * v / a0) for u, v in ends]).item() / SMALL
-        rival = guesses[0] if eps else guesses[0] / 2
-        checks.append(Check(f"shrinkage per strength, eps {eps:g}", guesses[-1], got, 0.01, rival))
-
-    solutions, logs = [], []
-    for seed in range(10):
-        progress(f"sparse regression, seed {seed}")
-        setting = problem(seed, 30, 60, 3)
-        runs = [flow(setting, gamma, 0) for gamma in (0, SMALL, STRONG)]
-        weak, strong = (np.log(u * v / a0) for (u, v), _ in runs[1:])
-        guess, one = -8 * SMALL * runs[0][1], np.ones(60)
-        changes = (-8 * STRONG * runs[2][1], guess, guess.mean() * one, strong.mean() * one)
-        argmins = [least(setting, a0 * np.exp(change)) for change in changes]
-        solutions.append([u**2 - v**2 for (u, v), _ in runs] + argmins)
-        logs.append((guess, weak, strong))
-    betas, truth = np.array(solutions), np.arange(60) < 3
-    off, rival = (np.abs(betas[:, 2] - betas[:, k]).max(1) for k in (3, 6))
-    checks.append(Check("|beta - argmin Q|, sparse", 0, max(off), 1e-6, min(rival), "absolute"))
-    on, away = (np.array(logs)[:, :, where].mean(2) for where in (truth, ~truth))
-    guess, got, _ = np.median(on / away, axis=0).tolist()
-    checks.append(Check("shrinkage on / off the support", guess, got, 0.03, 1))
-    table = {"seed": np.arange(10), "left on": np.exp(on[:, 2]), "left off": np.exp(away[:, 2])}
-    for name, size in (("l1", np.abs(betas).sum(2)), ("error", norm(betas - truth, axis=2))):
-        table |= {f"{name} {kind}": size[:, k] for k, kind in enumerate(KINDS)}
-        grown = size - size[:, :1]
-        slope, guess, even = grown.mean(0)[[1, 4, 5]] / SMALL
-        raised, up, even_up, raised_evenly = (grown > 0).sum(0)[[2, 4, 5, 6]]
-        # the false theory: every a_i shrinks alike, hence "GR implies sparser"
-        checks += [
-            Check(f"{name} per strength", guess, slope, 0.03, even),
-            Check(f"{name}: seeds of 10 where GR raises it", up, raised, 0, even_up, "absolute"),
-            Check(f"{name}: the same, shrunk evenly", even_up, raised_evenly, 0, up, "absolute"),
-        ]
+    checks = flatopt_follows_the_flow(small[0]) + flows_end_at_the_argmin(small)
+    checks += shrinkage_to_first_order(small)
+    sparse, truth = sparse_regression(progress), np.arange(60) < 3
+    sizes = {
+        "l1": {kind: np.abs(beta).sum(1) for kind, beta in sparse.betas.items()},
+        "error": {kind: np.linalg.norm(b - truth, axis=1) for kind, b in sparse.betas.items()},
+    }
+    checks += shrinkage_of_the_support(sparse)
+    for name, size in sizes.items():
+        checks += growth(name, size)
+    table = {
+        "seed": np.arange(10),
+        "left on": np.exp(sparse.strong[:, :3].mean(1)),
+        "left off": np.exp(sparse.strong[:, 3:].mean(1)),
+    }
+    table |= {f"{name} {kind}": size[kind] for name, size in sizes.items() for kind in KINDS}
     return Outcome(checks, {"seeds": {name: column.tolist() for name, column in table.items()}})
 
 

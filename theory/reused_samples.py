@@ -33,84 +33,27 @@ bandits, 20 networks, and 100 sequence problems for each length and reward.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from itertools import product as pairs
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, cosine_similarity
-from torch.func import grad, hessian, jvp, vjp, vmap
+from torch.func import hessian, vmap
 
-from flatopt import GradRegOptimizer
 from theory.check import Check, Outcome, Progress, Table, quiet
+from theory.policy_products import KINDS, derived, found, linear
 
-KINDS = ("sequence", "token", "length", "one")
 COLUMNS = "reward,tokens,ratio,how,error predicted,cosine predicted,error,cosine,10 %,90 %"
-# log-probs (sequences, tokens) of features and parameters; elsewhere seeds are the first dimension,
-# and `weight` (seeds, sequences) is probability times advantage
-LogProbs = Callable[[Tensor, Tensor], Tensor]
 
 
-def linear(vocabulary: int, length: int) -> LogProbs:
-    """Of all sequences; logits linear in parameters (P,), features (prefixes, tokens, P)."""
-    n = vocabulary**length
-    nodes = [torch.arange(n) + (n - 1) // (vocabulary - 1)]  # of the tree, level by level
-    while len(nodes) < length:
-        nodes.append((nodes[-1] - 1) // vocabulary)
-    index = torch.stack(nodes[::-1], 1) - 1
-    return lambda features, theta: (features @ theta).log_softmax(-1).flatten()[index]
+def normal(draw: torch.Generator, *shape: int) -> Tensor:
+    """Standard normal numbers in double precision."""
+    return torch.randn(shape, generator=draw, dtype=torch.float64)
 
 
 def logits(inputs: Tensor, theta: Tensor) -> Tensor:
     """Of a tanh network 3-4-5, for one input."""
     return torch.tanh(inputs @ theta[:12].view(3, 4)) @ theta[12:].view(4, 5)
-
-
-def log_ratio(kind: str, moved: Tensor) -> Tensor:
-    """The logarithm of c, from the change of the tokens' log-probs (..., T)."""
-    whole = moved.sum(-1, keepdim=True).expand_as(moved)
-    known = {"sequence": whole, "token": moved, "length": whole / moved.shape[-1]}
-    return known.get(kind, torch.zeros_like(moved))
-
-
-def found(kind: str, logp: LogProbs, features: Tensor, theta: Tensor, weight: Tensor,
-          eps: float | None = 1e-5, limit: float = 9.0) -> tuple[Tensor, list]:  # fmt: skip
-    """flatopt's product (eps None: double backward); of its passes: gradient, clipped ratios."""
-    param, passes = theta.clone().requires_grad_(), []
-    old, weight = vmap(logp)(features, theta), weight[..., None]
-    base, difference = torch.optim.SGD([param], lr=0.0), "central" if eps else "exact"
-    optimizer = GradRegOptimizer(base, 1.0, eps=eps, difference=difference)
-
-    def closure() -> float:
-        optimizer.zero_grad()
-        now = vmap(logp)(features, param)
-        # as trainers write it: the value of c, and the gradient of the token's own log-prob
-        c = torch.exp(now - now.detach() + log_ratio(kind, now - old).detach())
-        c.retain_grad()
-        loss = -torch.minimum(weight * c, weight * c.clamp(1 - limit, 1 + limit)).sum()
-        loss.backward()
-        passes.append((torch.as_tensor(param.grad).detach().clone(), c.grad == 0))
-        return loss.item()
-
-    optimizer.step(closure)
-    return torch.as_tensor(param.grad) - passes[0][0], passes
-
-
-def derived(logp: LogProbs, features: Tensor, theta: Tensor, reward: Tensor) -> list[Tensor]:
-    """p times A for the mean baseline, g, H g, and the products of the statement, in its order."""
-
-    def one(features: Tensor, theta: Tensor, reward: Tensor) -> tuple[Tensor, ...]:
-        logs = partial(logp, features)
-        slope = grad(lambda at: -(logs(at).sum(-1).exp() @ reward))
-        g, p = slope(theta), logs(theta).sum(-1).exp()
-        weight, hg = p * (reward - p @ reward), jvp(slope, (theta,), (g,))[1]
-        curved = jvp(grad(lambda at: weight @ logs(at).sum(-1)), (theta,), (g,))[1]
-        scores, moved = vjp(logs, theta)[1], jvp(logs, (theta,), (g,))[1]
-        outer = [scores(weight[:, None] * log_ratio(kind, moved))[0] for kind in KINDS]
-        return weight, g, hg, *(-curved - product for product in outer)
-
-    return list(vmap(one)(features, theta, reward))
 
 
 def compare(product: Tensor, hg: Tensor) -> list[float]:
@@ -120,64 +63,95 @@ def compare(product: Tensor, hg: Tensor) -> list[float]:
     return [error.median().item(), *(cosine.quantile(q).item() for q in (0.5, 0.1, 0.9))]
 
 
-def check(progress: Progress = quiet) -> Outcome:
-    """One action, PPO's clip, networks, sequences."""
-    randn = partial(torch.randn, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-
-    theta, reward, eye = randn(100, 10), randn(100, 10).exp(), torch.eye(10).double()
-    bandit = (linear(10, 1), eye.expand(100, 1, 10, 10), theta)
+def one_action(draw: torch.Generator) -> list[Check]:
+    """Bandits whose parameters are the logits: products under three baselines, and PPO's clip."""
+    theta, reward = normal(draw, 100, 10), normal(draw, 100, 10).exp()
+    bandit = (linear(10, 1), torch.eye(10).double().expand(100, 1, 10, 10), theta)
     weight, g, hg, *_ = derived(*bandit, reward)
     p, checks, offs = theta.softmax(1), [], []
-    fg, mean = p * (g - (p * g).sum(1, keepdim=True)), (p * reward).sum(1, keepdim=True)
+    fisher, mean = p * (g - (p * g).sum(1, keepdim=True)), (p * reward).sum(1, keepdim=True)
+
+    def along(product: Tensor) -> float:
+        return ((g * product).sum(1) / (g * fisher).sum(1)).median().item()
+
     for name, b in (("mean", 0 * mean), ("none", mean), ("mean + 1", 0 * mean - 1)):
         fixed, one = (found(kind, *bandit, weight + p * b)[0] for kind in ("token", "one"))
         offs.append(((fixed - hg).norm(dim=1) / hg.norm(dim=1)).max().item())
-        x, y, z = (((g * v).sum(1) / (g * fg).sum(1)).median().item() for v in (b * fg, one, hg))
-        checks.append(Check(f"one, baseline {name}: product / Fg", x, y, 1e-9, z, "absolute"))
+        # E[A] is b; if false: every ratio gives H g
+        name = f"one, baseline {name}: product / Fg"
+        checks.append(Check(name, along(b * fisher), along(one), 1e-9, along(hg), "absolute"))
     checks.append(Check("old fixed, any baseline: error", 0, max(offs), 1e-6, 1, "absolute"))
+
     ratios = [(theta + side * g).softmax(1) / p for side in (1, -1)]
     cuts = [torch.where(weight > 0, ratio > 1.2, ratio < 0.8) for ratio in ratios]
     cuts += [cut[..., 0] for _, cut in found("token", *bandit, weight, 1.0, limit=0.2)[1][1:]]
     ahead, behind, *got = ((p * cut).sum(1).mean().item() for cut in cuts)
     checks.append(Check("clipped at eps 1, along g", ahead, got[0], 1e-6, behind))
     checks.append(Check("clipped at eps 1, against g", behind, got[1], 1e-6, ahead))
-    inputs, theta, reward = randn(20, 3), randn(20, 32), randn(20, 5)
+    return checks
+
+
+def networks(draw: torch.Generator) -> Check:
+    """A ratio of one keeps what the curvature of a network's logits contributes."""
+    inputs, theta, reward = normal(draw, 20, 3), normal(draw, 20, 32), normal(draw, 20, 5)
     network = (lambda x, at: logits(x, at).log_softmax(-1)[:, None], inputs, theta)
     weight, g, hg, *_ = derived(*network, reward)
     curvature = vmap(hessian(logits, argnums=1))(inputs, theta)
-    _, y, *_ = compare(-torch.einsum("sa,sapq,sq->sp", weight, curvature, g), hg)
-    _, cosine, *_ = compare(found("one", *network, weight)[0], hg)
-    checks.append(Check("one, network: cosine", y, cosine, 1e-6, 0))
+    due = -torch.einsum("sa,sapq,sq->sp", weight, curvature, g)
+    got = found("one", *network, weight)[0]
+    return Check("one, network: cosine", compare(due, hg)[1], compare(got, hg)[1], 1e-6, 0)
+
+
+def sequences(draw: torch.Generator, given: str, length: int) -> tuple[list[tuple], float, float]:
+    """Rows of the table for 100 problems; the worst error of g, and of the products."""
+    n, rows, gaps, offs = 3**length, [], [], []
+    features, theta = normal(draw, 100, n // 2, 3, 6), normal(draw, 100, 6) / 2
+    reward = normal(draw, 100, n)
+    if given == "one right":
+        reward = (reward == reward.max(1, keepdim=True)[0]).double()
+    problem = (linear(3, length), features, theta)
+    reward /= derived(*problem, reward)[1].norm(dim=1, keepdim=True)  # |g| = 1
+    weight, g, hg, *products = derived(*problem, reward)
+    for kind, own in zip(KINDS, products, strict=True):
+        for eps, how, due in ((1e-5, "difference", own), (None, "double", products[1])):
+            got, passes = found(kind, *problem, weight, eps)
+            gaps.append(((passes[0][0] - g).norm() / g.norm()).item())
+            offs.append(((got - due).norm(dim=1) / hg.norm(dim=1)).max().item())
+            rows.append((given, length, kind, how, *compare(due, hg)[:2], *compare(got, hg)))
+    return rows, max(gaps), max(offs)
+
+
+def three_tokens(rows: list[tuple]) -> list[Check]:
+    """Medians over the problems with three tokens and random rewards."""
+    of = {row[2:4]: row[4:] for row in rows if row[:2] == ("random", 3)}
+    rival = of["length", "difference"][0]  # GSPO's 1 / T is not made up for
+    off = of["sequence", "difference"][2]
+    checks = [Check("sequence, 3 tokens: error", 0, off, 1e-6, rival, "absolute")]
+    for kind in KINDS[1:]:  # if false: every ratio gives H g
+        due, along, error, cosine, *_ = of[kind, "difference"]
+        checks.append(Check(f"{kind}, 3 tokens: error", due, error, 1e-6, 0))
+        checks.append(Check(f"{kind}, 3 tokens: cosine", along, cosine, 1e-6, 1))
+    for kind in ("sequence", "one"):  # if false: a double backward sees the ratio
+        along, cosine, own = of[kind, "double"][1], of[kind, "double"][3], of[kind, "difference"][1]
+        checks.append(Check(f"{kind}, double backward: cosine", along, cosine, 1e-6, own))
+    return checks
+
+
+def check(progress: Progress = quiet) -> Outcome:
+    """One action, PPO's clip, networks, sequences."""
+    draw = torch.Generator().manual_seed(0)
+    checks = [*one_action(draw), networks(draw)]
     rows, gaps, offs = [], [], []
     for given, length in pairs(("random", "one right"), range(1, 7)):
         progress(f"{length} tokens, reward: {given}")
-        n = 3**length
-        features, theta, reward = randn(100, n // 2, 3, 6), randn(100, 6) / 2, randn(100, n)
-        if given == "one right":
-            reward = (reward == reward.max(1, keepdim=True)[0]).double()
-        problem = (linear(3, length), features, theta)
-        reward /= derived(*problem, reward)[1].norm(dim=1, keepdim=True)  # |g| = 1
-        weight, g, hg, *products = derived(*problem, reward)
-        for kind, own in zip(KINDS, products, strict=True):
-            for eps, how, guess in ((1e-5, "difference", own), (None, "double", products[1])):
-                got, passes = found(kind, *problem, weight, eps)
-                gaps.append(((passes[0][0] - g).norm() / g.norm()).item())
-                offs.append(((got - guess).norm(dim=1) / hg.norm(dim=1)).max().item())
-                rows.append((given, length, kind, how, *compare(guess, hg)[:2], *compare(got, hg)))
-    of = {row[2:4]: row[4:] for row in rows if row[:2] == ("random", 3)}
-    rival = of["length", "difference"][0]
-    # if false: GSPO's 1/T is not made up for; every ratio gives H g
-    checks.append(Check("all ratios: error of g", 0, max(gaps), 1e-12, 0.5, "absolute"))
-    checks.append(Check("all ratios: product off formula", 0, max(offs), 1e-6, rival, "absolute"))
-    off = of["sequence", "difference"][2]
-    checks.append(Check("sequence, 3 tokens: error", 0, off, 1e-6, rival, "absolute"))
-    for kind in KINDS[1:]:
-        x, y, error, cosine, *_ = of[kind, "difference"]
-        checks.append(Check(f"{kind}, 3 tokens: error", x, error, 1e-6, 0))
-        checks.append(Check(f"{kind}, 3 tokens: cosine", y, cosine, 1e-6, 1))
-    for kind in ("sequence", "one"):
-        y, cosine, own = of[kind, "double"][1], of[kind, "double"][3], of[kind, "difference"][1]
-        checks.append(Check(f"{kind}, double backward: cosine", y, cosine, 1e-6, own))
+        more, gap, off = sequences(draw, given, length)
+        rows, gaps, offs = rows + more, [*gaps, gap], [*offs, off]
+    exact = three_tokens(rows)
+    checks += [
+        Check("all ratios: error of g", 0, max(gaps), 1e-12, 0.5, "absolute"),
+        Check("all ratios: product off formula", 0, max(offs), 1e-6, exact[0].wrong, "absolute"),
+        *exact,
+    ]
     table = dict(zip(COLUMNS.split(","), zip(*rows, strict=True), strict=True))
     return Outcome(checks, {"sequences": {**table}})
 
