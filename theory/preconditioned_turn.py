@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -101,6 +102,7 @@ def first_step(start: Tensor, loss: Loss, ratio: float, block: slice = slice(Non
     return FirstStep(inside, share, stats.numbers()["reversed"], angle, whole)
 
 
+@cache
 def bowl(seed: int, size: int = 3000) -> tuple[Tensor, Loss]:
     """A start, and a random quadratic whose axes have nothing to do with the coordinates."""
     draw = torch.Generator().manual_seed(seed)
