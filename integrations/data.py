@@ -120,7 +120,7 @@ def load_questions(
     if bad_rows not in ("error", "skip"):
         raise ValueError(f"bad_rows={bad_rows!r}: give 'error' or 'skip'.")
     questions = Questions(str(source))
-    for where, row in _raw_rows(str(source), split):
+    for where, row in raw_rows(str(source), split):
         if limit is not None and len(questions.rows) >= limit:
             break
         try:
@@ -144,7 +144,7 @@ def load_questions(
     return questions
 
 
-def _raw_rows(source: str, split: str) -> Iterator[tuple[str, Any]]:
+def raw_rows(source: str, split: str) -> Iterator[tuple[str, Any]]:
     """Yield (name of the row, row); a row that is not JSON comes as a BadRow."""
     path = Path(source).expanduser()
     if path.is_dir():

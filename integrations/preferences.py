@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from datasets import Dataset
 
-from .data import BadRow, _raw_rows
+from .data import BadRow, raw_rows
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ def load_preferences(
     pairs: list[dict[str, Any]] = []
     skipped: list[str] = []
     try:
-        for result in _checked(_raw_rows(str(source), split), bad_rows, implicit=False):
+        for result in _checked(raw_rows(str(source), split), bad_rows, implicit=False):
             if isinstance(result, str):
                 skipped.append(result)
                 continue

@@ -10,7 +10,7 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict
 
-from .data import BadRow, _raw_rows, strip_marks
+from .data import BadRow, raw_rows, strip_marks
 
 HUMAN = "human"  # the source of a question's own worked solution
 
@@ -45,7 +45,7 @@ def solution_pairs(
     if not train or not shift:
         raise ValueError("train and shift: give at least one model's column for each.")
     rows: list[tuple[str, dict[str, Any]]] = []
-    for where, row in _raw_rows(str(source), "train"):
+    for where, row in raw_rows(str(source), "train"):
         if isinstance(row, BadRow):
             raise row
         rows.append((where, _check_solutions(row, where, (*train, *shift))))

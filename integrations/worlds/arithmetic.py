@@ -14,10 +14,11 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .words import BOS, EOS, PAD, UNK, word_tokenizer
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
 TAGS = ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
 SIGNS = ("+", "-", ";", "?")
 FILLERS = (
@@ -78,25 +79,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     >>> tokenizer.decode(ids, skip_special_tokens=True)
     '3 + 4 - 2 ?'
     """
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    ids = {token: i for i, token in enumerate(VOCABULARY)}
-    core = Tokenizer(models.WordLevel(ids, unk_token=UNK))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
-    core.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
-        single=f"{BOS} $A", special_tokens=[(BOS, ids[BOS])]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        pad_token=PAD,
-        bos_token=BOS,
-        eos_token=EOS,
-        unk_token=UNK,
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-        model_max_length=64,
-    )
+    return word_tokenizer(VOCABULARY)
 
 
 def _slip(value: int, rng: random.Random) -> int:

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from .words import BOS, EOS, PAD, UNK, word_tokenizer
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
 TOPICS = ("sea", "sky", "farm", "town")
 WORDS = tuple(consonant + vowel for consonant in "bdklmn" for vowel in "aeio")
 VOCABULARY = (PAD, BOS, EOS, UNK, *TOPICS, *WORDS)
@@ -38,25 +39,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     >>> tokenizer.decode(tokenizer.encode("sea ba ko"), skip_special_tokens=True)
     'sea ba ko'
     """
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    ids = {token: i for i, token in enumerate(VOCABULARY)}
-    core = Tokenizer(models.WordLevel(ids, unk_token=UNK))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
-    core.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
-        single=f"{BOS} $A", special_tokens=[(BOS, ids[BOS])]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        pad_token=PAD,
-        bos_token=BOS,
-        eos_token=EOS,
-        unk_token=UNK,
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-        model_max_length=64,
-    )
+    return word_tokenizer(VOCABULARY)
 
 
 def to_text(ids: Sequence[int]) -> str:
