@@ -22,7 +22,7 @@ import torch
 
 torch.set_num_threads(1)
 
-from flatopt import attach
+from flatopt import ReferenceReset, attach
 from tests import trainer_cases
 from tests.trainer_cases import STRENGTH, RADIUS, make_trainer, weights
 
@@ -48,6 +48,16 @@ for accumulation, view in ((1, False), (2, False), (2, True)):
     assert plug.stats.skipped is None
     name = f"{accumulation}-{view}-{trainer.accelerator.process_index}.pt"
     torch.save(weights(trainer.model), folder / name)
+# A decision of `when` that differs between processes: the first one's counts.
+trainer = make_trainer("grpo", folder, steps=4, beta=0.5)
+rank = trainer.accelerator.process_index
+rule = ReferenceReset(when=lambda metrics: metrics["step"] == 2 + rank)
+plug = attach(trainer, STRENGTH, reference=rule)
+trainer.train()
+reference = plug.optimizer.reference
+assert reference.resets == 1 and reference.since_reset == 2, (rank, reference.resets)
+kept = {"reference": torch.cat([t.flatten() for t in reference.snapshot])}
+torch.save(weights(trainer.model) | kept, folder / f"grpo-{rank}.pt")
 # Both are done. The interpreter's teardown of gloo's threads aborts now and then; it is left out.
 torch.distributed.barrier()
 time.sleep(1.0)
@@ -95,3 +105,8 @@ def test_two_processes_equal_one(
     assert difference(theirs, ours) == 0
     assert difference(ours, weights(trainer.model)) < 1e-5
     assert difference(ours, alone.before) > 1e-3
+
+
+def test_processes_reset_the_reference_together(finished: Path) -> None:
+    ours, theirs = (torch.load(finished / f"grpo-{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert difference(theirs, ours) == 0
