@@ -94,7 +94,8 @@ def share_reversed(
         return torch.cat([t.reshape(-1)[::stride].to(device, dtype) for t in tensors])
 
     g, d = sample(before), sample(added)
-    return (g * (g + weight * d) < 0).sum() / (g != 0).sum().clamp(min=1)
+    # signs, because the product of two small gradients would underflow
+    return (g.sign() * (g + weight * d).sign() < 0).sum() / (g != 0).sum().clamp(min=1)
 
 
 @torch.no_grad()
@@ -130,11 +131,14 @@ def displaced(
         with torch.no_grad():
             _shift(params, directions, alpha)
             realised = _realised(params, backup, directions, alpha) if measure and params else None
+        # inside an outer autocast block the 16-bit copies of the old weights would be used again
+        torch.clear_autocast_cache()
         yield realised
     finally:
         with torch.no_grad():
             for p, value in zip(params, backup, strict=True):
                 p.copy_(value)
+        torch.clear_autocast_cache()
 
 
 def _realised(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from flatopt.perturb import wide
 from flatopt.schedule import ReferenceReset
 
 logger = logging.getLogger(__name__)
@@ -21,7 +22,8 @@ class Reference:
     Made by ``GradRegOptimizer(..., reference=ReferenceReset(...))`` as ``optimizer.reference``,
     which counts its steps and resets it, and saves it in the optimizer's state_dict. Memory: one
     copy of the optimizer's parameters (two with ``ema_decay``), on the CPU with ``offload``. With
-    LoRA these are the adapter's weights alone. Frozen parameters and buffers are the policy's own.
+    LoRA these are the adapter's weights alone. Frozen parameters and buffers are the policy's own,
+    and so are parameters that another optimizer steps.
 
     Attributes:
         params: gives the policy's parameters; ``snapshot`` and ``average``: their copies.
@@ -79,11 +81,13 @@ class Reference:
                 for i in range(len(self.snapshot)):
                     self._exchange(i)
                     done = i + 1
+                torch.clear_autocast_cache()  # it holds 16-bit copies of the policy's weights
                 yield
         finally:
             with torch.no_grad():
                 for i in range(done):
                     self._exchange(i)
+            torch.clear_autocast_cache()
             self.active = False
 
     def check_out(self) -> None:
@@ -114,7 +118,7 @@ class Reference:
         self.since_reset += 1
         if self.rule.ema_decay is not None:
             for mean, p in zip(self.average, self.params(), strict=True):
-                mean.lerp_(p.data.to(mean.device), 1.0 - self.rule.ema_decay)
+                mean.lerp_(p.data.to(mean), 1.0 - self.rule.ema_decay)
         counters = {"step": self.steps, "since_reset": self.since_reset, "resets": self.resets}
         due = self.rule.due({**self.metrics, **counters})
         if self.rule.when is not None:
@@ -146,9 +150,11 @@ class Reference:
     def _follow(self) -> None:
         """Copy parameters that the optimizer has been given since the last look."""
         for p in self.params()[len(self.snapshot) :]:
-            for copies in (self.snapshot, self.average)[: 2 if self.rule.ema_decay else 1]:
-                copy = p.detach().clone()
-                copies.append(copy.cpu() if self.rule.offload else copy)
+            place = torch.device("cpu") if self.rule.offload else p.device
+            self.snapshot.append(p.detach().to(place, copy=True))
+            if self.rule.ema_decay is not None:
+                # in float32 at least: 16 bits would round the small steps of a running mean away
+                self.average.append(p.detach().to(place, wide(p.dtype), copy=True))
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of the weights and the counters."""

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 Strength = float | Callable[[int], float]
@@ -153,5 +154,8 @@ class ReferenceReset:
         return bool(self.when(metrics))
 
     def blend(self, target: Tensor, source: Tensor) -> Tensor:
-        """The new target; with ``mix`` 1 the source itself, bit for bit."""
-        return source if self.mix == 1.0 else target.lerp(source, self.mix)
+        """The new target, in float32 or wider; with ``mix`` 1 the source itself, bit for bit."""
+        if self.mix == 1.0:
+            return source
+        dtype = torch.promote_types(torch.promote_types(target.dtype, source.dtype), torch.float32)
+        return target.to(dtype).lerp(source.to(dtype), self.mix)

@@ -252,3 +252,28 @@ def test_foreach_over_mixed_dtypes(dtypes: tuple[torch.dtype, torch.dtype]) -> N
     assert optimizer.stats.skipped is None
     assert [p.dtype for p in problem.params] == [p.dtype for p in plain.params]
     assert 0 < distance(problem.values(), plain.values()) < 0.5
+
+
+def test_one_autocast_block_around_both_passes() -> None:
+    # autocast keeps 16-bit copies of the weights in its block: theta' must not meet theta's
+    def reversed_share(*, outside: bool) -> float:
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(
+            torch.nn.Linear(16, 32), torch.nn.Tanh(), torch.nn.Linear(32, 1)
+        )
+        x, y = torch.randn(64, 16), torch.randn(64, 1)
+        optimizer = GradRegOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), ratio=1.0)
+
+        def closure() -> float:
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = (model(x).float() - y).square().mean()
+            loss.backward()
+            return loss.item()
+
+        with torch.autocast("cpu", torch.bfloat16, enabled=outside):
+            optimizer.step(closure)
+        assert optimizer.stats.skipped is None
+        return optimizer.stats.numbers()["reversed"]
+
+    assert reversed_share(outside=True) == reversed_share(outside=False) > 0

@@ -85,6 +85,19 @@ def test_reset_to_the_running_mean() -> None:
         torch.testing.assert_close(kept, mean)
 
 
+def test_the_running_mean_of_16_bit_weights_moves() -> None:
+    # a share of .005 of a change is less than bf16 can add to a weight
+    p = torch.nn.Parameter(torch.ones(8, dtype=torch.bfloat16))
+    rule = ReferenceReset(every=1000, source="ema", ema_decay=0.995)
+    optimizer = GradRegOptimizer(torch.optim.SGD([p], lr=0.0), 0.0, reference=rule)
+    with torch.no_grad():
+        p.mul_(1.25)
+    for _ in range(1000):
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+    assert owned(optimizer).snapshot[0].tolist() == pytest.approx([1.25] * 8, abs=0.01)
+
+
 def test_elastic_reset_moves_the_policy_and_keeps_the_reference() -> None:
     problem = Problem()
     start = values(problem.params)
@@ -158,6 +171,29 @@ def test_swapped_shows_the_reference_and_gives_the_policy_back(offload: bool) ->
     assert same(problem.params, after)
     assert same(owned(optimizer).snapshot, start)
     assert [p.data_ptr() for p in problem.params] == pointers
+
+
+@pytest.mark.parametrize("reference_first", [False, True])
+def test_inside_one_autocast_block_each_forward_has_its_own_weights(reference_first: bool) -> None:
+    # autocast keeps 16-bit copies of weights that it has seen in its block
+    torch.manual_seed(0)
+    layer, x = torch.nn.Linear(4, 3), torch.randn(5, 4)
+    optimizer = GradRegOptimizer(
+        torch.optim.SGD(layer.parameters(), 1.0), reference=ReferenceReset()
+    )
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        old = layer(x).float()
+    with torch.no_grad():
+        for p in layer.parameters():
+            p.add_(1.0)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        new = layer(x).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        first = None if reference_first else layer(x)
+        with owned(optimizer).swapped():
+            assert torch.equal(layer(x).float(), old)
+        for policy in (first, layer(x)):
+            assert policy is None or torch.equal(policy.float(), new)
 
 
 def test_an_error_inside_gives_the_policy_back() -> None:
