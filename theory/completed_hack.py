@@ -7,7 +7,7 @@ Statement
     (2) So, late, GR lengthens the step without turning it. Let the *age* of a hack be
     :math:`\tau=\sqrt{1-1/k}/\|g\|`; plain descent lets it grow as the time. With a fixed strength
     :math:`\gamma` it grows at the speed :math:`1+\gamma/\tau`, with a ratio R at 1 + R for ever.
-    (3) One answer paid: the speed by ratio is 1 + R wherever p > 1/2, and 1 - R where p < 1/2.
+    (3) One answer paid: the speed by ratio is 1 + R where p > 1/2, and 1 - R (0 by default) below.
 
 Assumptions
     Exact gradients, one best answer. (2) The age changes little in the ten steps over which the
@@ -159,8 +159,10 @@ def halves() -> tuple[list[Check], Table]:
     """(3) One answer paid: which way GR by ratio goes, by how likely the answer is."""
     p = np.array([0.01, 0.05, *np.arange(0.1, 0.46, 0.05), *np.arange(0.55, 0.96, 0.05), 0.99])
     speed = np.concatenate([descend(paid_last(share), ratio=RATIO)[1] for share in p])
+    still = np.concatenate([descend(paid_last(share), ratio=1.0)[1] for share in p[p < 0.5]])
     checks = [
-        # the false theories: GR hurries every hack, and GR resists every hack
+        Check("p < 1/2: speed at ratio 1", 0, farthest([still], 0), 0.01, 1, "absolute"),
+        # false theories: GR hurries every hack; GR resists every hack
         Check("p < 1/2: speed", 1 - RATIO, farthest([speed[p < 0.5]], 1 - RATIO), 0.01, 1 + RATIO),
         Check("p > 1/2: speed", 1 + RATIO, farthest([speed[p > 0.5]], 1 + RATIO), 0.01, 1 - RATIO),
     ]
@@ -170,8 +172,7 @@ def halves() -> tuple[list[Check], Table]:
 def check(progress: Progress = quiet) -> Outcome:
     """Laws of completed hacks, what GR does to them, and what it does to half a hack."""
     progress("completed hacks")
-    laws, ends = fading()
-    same_norm, hack = whole_hack()
+    (laws, ends), (same_norm, hack) = fading(), whole_hack()
     progress("GR after completion")
     speeds, ages = hurried(ends)
     progress("GR before completion")

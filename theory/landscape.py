@@ -7,8 +7,9 @@ Statement
     between the two thresholds the spike is closed and the hill is open, beyond both neither can be
     reached. **But exact GR does not bring the freed starts to the hill**: they strand where
     :math:`1+\gamma u''=0`, or on the saddle once :math:`\gamma>1/|\lambda_-|`. Resets of the
-    reference change no outcome. SAM lets go of the spike only where its radius is the distance from
-    spike to saddle. A KL penalty holds each start near itself.
+    reference change no outcome. SAM has no such threshold: the first starts leave the spike where
+    their distance from it plus the radius reaches the saddle, and with a radius as long as that
+    even the top is left, as never under GR. A KL penalty holds each start near itself.
 
 Assumptions
     Exact gradients, small steps, :math:`\sigma=.1`. Hill 2.5 high, width 1, at (.8, .8); spike 4
@@ -88,7 +89,8 @@ def thresholds() -> list[Check]:
     slope = 0.3 * height[0] / total[0] * np.exp(-(0.3**2) / (2 * total[0]))
     pull = SIGMA**2 * slope / (np.linalg.norm(first - HILL) - 0.3)
     # rivals: the curvature of the top decides; the saddle needs no more than the spike;
-    # SAM is GR of strength radius / |g|; a penalty without its 1/2
+    # SAM is GR of strength radius / |g|, or the start does not matter; a penalty without its 1/2
+    first_order = (0.75 * total[1]) ** 0.5
     cases = (
         ("GR closes the spike from", hills.limits()[1], total[1] / height[1], 0.0, 0.1,
          lambda s: not ends(gr(s, near)[-1])[1].mean() > 0.5),
@@ -96,10 +98,14 @@ def thresholds() -> list[Check]:
          lambda s: not ends(gr(s, far)[-1])[0].mean() > 0.5),
         ("GR holds on the saddle from", hold, hills.limits()[1], 0.05, 0.2,
          lambda s: np.abs(gradient(gr(s, near)[-1])).max() < 1e-3),
-        ("SAM leaves the spike from", saddle, (0.75 * total[1]) ** 0.5, 0.05, 1.0,
+        ("SAM leaves the top of the spike from", saddle, first_order, 0.05, 1.0,
          lambda r: not ends(hills.sam(r, SPIKE + 0.01 * RING, 1000)[-1])[1].any()),
         ("KL keeps the nearest start off from", pull, pull / 2, 1e-3, 0.02,
          lambda b: not ends(kl(b, first)[-1])[0].any()),
+        ("SAM: first starts escape the spike from", saddle - 2 * total[1] ** 0.5, saddle, 0.01, 0.7,
+         lambda r: not ends(hills.sam(r, near, 1000)[-1])[1].all()),
+        ("SAM: the same, starts 1.2 times as far", saddle - 2.4 * total[1] ** 0.5, first_order,
+         0.01, 0.5, lambda r: not ends(hills.sam(r, 1.2 * near - 0.2 * SPIKE, 1000)[-1])[1].all()),
     )  # fmt: skip
     return [Check(n, p, edge(f, low, high), 0.05, w) for n, p, w, low, high, f in cases]
 
@@ -153,11 +159,10 @@ def check(progress: Progress = quiet) -> Outcome:
     last = gr(np.repeat(strengths, len(few)), np.tile(few, (len(strengths), 1)))[-1]
     shares = ends(last).reshape(2, len(strengths), -1).mean(-1)
     scan = {"strength": [*strengths], "hill": [*shares[0]], "spike": [*shares[1]]}
-    tables = {
-        "shares": hills_plot.shares(runs),
-        "strengths": scan,
-        "curves": hills_plot.curves(runs),
-    }
+    near, radii = SPIKE + 2 * hills.bumps()[1][1] ** 0.5 * RING, np.linspace(0.05, 0.6, 12)
+    left = [ends(hills.sam(r, near, 1000)[-1])[1].mean() for r in radii]
+    tables: dict[str, Table] = {"radii": {"radius": [*radii], "spike": left}, "strengths": scan}
+    tables |= {"shares": hills_plot.shares(runs), "curves": hills_plot.curves(runs)}
     return Outcome(checks, tables | {"surface": hills_plot.surface()})
 
 

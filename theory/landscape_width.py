@@ -12,7 +12,8 @@ Statement
     ends on the hill's side instead of the spike's. y is the distance of the policy from the ridge,
     the line of saddles :math:`x_\sigma` at fixed :math:`\sigma`; :math:`r_k(\sigma,\gamma)` are
     derivatives of L there. It does not depend on the start while :math:`\sigma_0` is small. A KL
-    penalty, and resets in the limit of full inner convergence (natural gradient), do not help.
+    penalty at beta .01, and resets in the limit of full inner convergence (natural gradient), do
+    not help.
 
 Assumptions
     Exact gradients, small steps; :math:`L=-\sum_k h_k\frac{w_k^2}{s_k^2}e^{-|\mu-c_k|^2/2s_k^2}`,
