@@ -19,7 +19,7 @@ DEFAULT_RADIUS = {torch.float64: 1e-7, torch.float32: 1e-5, torch.bfloat16: 3e-4
 SAMPLE = 1_000_000
 
 # Coordinates looked at for the share whose sign GR reverses: enough for half a per cent
-SIGNS = 65_536
+SIGNS = 16_384
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
