@@ -27,7 +27,7 @@ class Stats:
             g1 + strength * H g1: what a step of fixed length keeps of GR.
         reversed: the share of coordinates that change sign, of an even sample: what Adam keeps
             at once. Like Adam it does not see a positive factor on a coordinate. With 16-bit
-            weights or autocast up to .05 of it is rounding.
+            weights or autocast a part of it is rounding.
         radius: the intended ||theta' - theta|| / ||theta||.
         skipped: why GR was left out of this step, for all or for some parameters; or None.
     """

@@ -182,8 +182,8 @@ def plot(tables: dict[str, Table]) -> Figure:
     for high, colour in zip(JUMPS, ("tab:blue", "tab:orange", "tab:red"), strict=True):
         right.plot(jump["steps"], jump[f"predicted, to {high:g}"], "-", color=colour)
         right.plot(jump["steps"], jump[f"to {high:g}"], ".", color=colour, label=f"to {high:g}")
-    right.set(title=f"Step after the curvature jumps from {LOW:g} (lines: predicted)")
-    right.set(xlabel="steps")
+    right.set(title=f"Step after the curvature jumps from {LOW:g}")
+    right.set(xlabel="steps (lines: predicted)")
     for axes in (left, right):
         axes.axhline(1, color="0.6", lw=0.8)
         axes.set_ylabel("times plain Adam's")
