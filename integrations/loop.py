@@ -1,4 +1,4 @@
-"""One arm: a method, a seed and a judge, trained with TRL's GRPOTrainer, resumable after a kill."""
+"""One arm trained with TRL's GRPOTrainer or RLOOTrainer, resumable after a kill."""
 
 from __future__ import annotations
 
@@ -6,68 +6,19 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from .arm import Arm
 from .cache import fingerprint, write_text
+from .controls import Control
 from .monitor import Monitor, read_rows
 from .report import environment, summarise, write_samples
-from .tasks import Task, real_task, tiny_task
-from .worlds.judge import JudgeSettings, PolicySettings
+from .tasks import Task
 
-if TYPE_CHECKING:
-    from trl import GRPOTrainer
-
+# fields of GRPOConfig that RLOOConfig does not have, and that recipes may hold for GRPO
+GRPO_ONLY = ("loss_type", "scale_rewards")
 Say = Callable[[dict[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class Arm:
-    """Everything that decides the numbers of one run, as plain data (it travels to processes)."""
-
-    method: str
-    seed: int
-    policy: PolicySettings | None  # None, as `judge` is: a real task
-    judge: JudgeSettings | None
-    config: dict[str, Any] = field(default_factory=dict)  # fields of GRPOConfig
-    gr: dict[str, Any] | None = None  # arguments of flatopt.attach, None: no GR
-    threads: int = 1
-    real: dict[str, Any] | None = None  # fields of RealTaskConfig
-
-    @property
-    def name(self) -> str:
-        judge = f"-judge{self.judge.index}" if self.judge else ""
-        return f"{self.method}{judge}-seed{self.seed}"
-
-    def plain(self) -> dict[str, Any]:
-        """As JSON data; without what does not apply, so that new options keep old runs valid."""
-        plain = json.loads(json.dumps(asdict(self)))
-        return {k: v for k, v in plain.items() if v is not None or k == "gr"}
-
-    def parameter_names(self) -> list[str]:
-        """The names of the policy's parameters, without loading or building its weights."""
-        import torch
-        from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
-
-        from .worlds.judge import model_config
-
-        if self.real is not None:
-            config = AutoConfig.from_pretrained(self.real["model"])
-        else:
-            assert self.policy is not None
-            config = LlamaConfig(**model_config(self.policy))
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-        return [name for name, _ in model.named_parameters()]
-
-    def task(self) -> Task:
-        """The policy, the data and the rewards of this arm."""
-        if self.real is not None:
-            return real_task(self.real, self.config)
-        assert self.policy is not None
-        assert self.judge is not None
-        return tiny_task(self.policy, self.judge)
 
 
 def quiet() -> None:
@@ -89,45 +40,58 @@ def quiet() -> None:
     logging.getLogger("trl").setLevel(logging.ERROR)
 
 
-def _callback(monitor: Monitor, trainer: GRPOTrainer) -> Any:
-    from safetensors.torch import save_file
+def _callback(monitor: Monitor) -> Any:
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):
-        """Writes a row at each log, and the reference policy into each checkpoint."""
+        """Writes a row at each log, and marks each checkpoint as whole."""
 
         def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             monitor.write(state.global_step, kwargs.get("logs") or {})
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            # A reset reference is part of the state of the run, but the trainer does not save it.
-            reference: Any = trainer.ref_model
-            if args.sync_ref_model and reference is not None:
-                weights = {k: v.contiguous() for k, v in reference.state_dict().items()}
-                save_file(weights, folder / "ref.safetensors")
             # written last: a checkpoint without this mark is taken for a broken one
-            write_text(folder / "complete", "")
+            write_text(Path(args.output_dir) / f"checkpoint-{state.global_step}" / "complete", "")
 
     return Watch()
 
 
-def make_trainer(
-    arm: Arm, task: Task, folder: Path, say: Say | None = None
-) -> tuple[GRPOTrainer, Monitor]:
-    """The trainer of an arm with its reward functions, log and, for GR, the wrapped optimizer."""
-    import torch
-    from transformers import AutoModelForCausalLM, PrinterCallback
-    from trl import GRPOConfig, GRPOTrainer
+def trainer_classes(name: str | None) -> tuple[Any, Any]:
+    """Config and trainer of TRL: "rloo", or None for GRPO."""
+    import trl
 
-    quiet()
-    torch.set_num_threads(arm.threads)
+    if name == "rloo":
+        return trl.RLOOConfig, trl.RLOOTrainer
+    return trl.GRPOConfig, trl.GRPOTrainer
+
+
+def trainer_config(arm: Arm, task: Task, folder: Path) -> Any:
+    """The config of the arm's trainer."""
     given = dict(arm.config)
-    weights = [task.reward_scale * w for w in given.pop("reward_weights")]
+    proxy_weight, true_weight = given.pop("reward_weights")
+    weights = [task.reward_scale * proxy_weight]
+    if task.true is not None:
+        weights.append(task.reward_scale * true_weight)
+    elif true_weight:
+        raise ValueError("method true trains on the gold reward, and this task has none")
     given["reward_weights"] = [*weights, *task.further_weights]
     if task.model_init:
         given["model_init_kwargs"] = task.model_init
-    config = GRPOConfig(output_dir=str(folder), seed=arm.seed, **given)
+    config, _ = trainer_classes(arm.trainer)
+    if arm.trainer == "rloo":
+        given = {k: v for k, v in given.items() if k not in GRPO_ONLY}
+    return config(output_dir=str(folder), seed=arm.seed, **given)
+
+
+def make_trainer(arm: Arm, task: Task, folder: Path, say: Say | None = None) -> tuple[Any, Monitor]:
+    """The trainer of an arm with its reward functions, log and, for GR, the wrapped optimizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, PrinterCallback
+
+    quiet()
+    torch.set_num_threads(arm.threads)
+    config = trainer_config(arm, task, folder)
+    control = Control(**(arm.control or {}))
     monitor = Monitor(
         judge=task.proxy,
         grade=task.true,
@@ -136,11 +100,14 @@ def make_trainer(
         path=folder / "metrics.jsonl",
         every=int(config.logging_steps),
         watched=task.watched,
+        shape=control.shape,
         say=say,
     )
-    trainer = GRPOTrainer(
+    _, trainer_class = trainer_classes(arm.trainer)
+    gold = [] if task.true is None else [monitor.true]
+    trainer = trainer_class(
         model=task.model,
-        reward_funcs=[monitor.proxy, monitor.true, *task.further],
+        reward_funcs=[monitor.proxy, *gold, *task.further],
         args=config,
         train_dataset=task.data,
         processing_class=task.tokenizer,
@@ -150,11 +117,17 @@ def make_trainer(
     if task.watch_start:
         start: Any = AutoModelForCausalLM.from_pretrained(task.model).eval()
         monitor.start = start.to(trainer.accelerator.device)
-    trainer.add_callback(_callback(monitor, trainer))
-    if arm.gr is not None:
+    control.apply(trainer)
+    if arm.watch is not None:
+        from .probe import Probe
+
+        Probe(trainer, task, folder, **arm.watch)
+    trainer.add_callback(_callback(monitor))
+    if arm.gr is not None or arm.reference is not None:
         import flatopt
 
-        flatopt.attach(trainer, **arm.gr)
+        rule = flatopt.ReferenceReset(**arm.reference) if arm.reference else None
+        flatopt.attach(trainer, **(arm.gr or {"strength": 0.0}), reference=rule)
     return trainer, monitor
 
 
@@ -168,15 +141,6 @@ def _cut_back(path: Path, step: int) -> None:
     """Drop the rows after `step`, which the resumed run writes again."""
     rows = [row for row in read_rows(path) if row["step"] <= step]
     write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
-
-
-def _restore_reference(trainer: GRPOTrainer, checkpoint: Path) -> None:
-    from safetensors.torch import load_file
-
-    saved = checkpoint / "ref.safetensors"
-    reference: Any = trainer.ref_model
-    if saved.exists() and reference is not None:
-        reference.load_state_dict(load_file(saved))
 
 
 def prepare_folder(arm: Arm, folder: Path, resume: bool) -> None:
@@ -213,7 +177,6 @@ def run_arm(arm: Arm, folder: Path, say: Say | None = None) -> None:
         monitor.path.unlink(missing_ok=True)
     else:
         _cut_back(monitor.path, int(checkpoint.name.split("-")[1]))
-        _restore_reference(trainer, checkpoint)
     resumed_from = int(checkpoint.name.split("-")[1]) if checkpoint else 0
     begin = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -227,8 +190,10 @@ def run_arm(arm: Arm, folder: Path, say: Say | None = None) -> None:
     write_samples(folder / "samples.md", samples)
     # written last and whole: the run counts as finished from here on
     judge = arm.judge.index if arm.judge else None
-    summary = {"method": arm.method, "seed": arm.seed, "judge": judge}
-    summary |= summarise(read_rows(monitor.path))
+    summary: dict[str, Any] = {"method": arm.method, "seed": arm.seed, "judge": judge}
+    if arm.world:
+        summary |= {"world": arm.world.kind, "world_seed": arm.world.reward.seed}
+    summary |= summarise(read_rows(monitor.path), task.hack)
     summary |= {"seconds": round(seconds, 1), "resumed_from": resumed_from}
     summary |= {"settings": arm.plain(), "environment": environment()}
     write_text(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False))

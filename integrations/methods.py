@@ -8,13 +8,16 @@ from typing import Any
 PARTS = {
     "none": "the reward alone",
     "kl": "a KL term to the starting policy (beta)",
-    "reset": "a KL term whose reference is reset to the policy every ref_model_sync_steps steps",
+    "reset": "a KL term whose reference is reset to the policy on schedule",
     "gr": "gradient regularization by flatopt.attach",
     "true": "control: the true reward is trained on, the proxy is only watched",
 }
 # set by the method, so a value on the command line would make its name a lie
 RESERVED = ("output_dir", "seed", "reward_weights", "sync_ref_model")
 KL_FIELDS = ("beta", "ref_model_sync_steps", "ref_model_mixup_alpha")
+# arguments of flatopt.ReferenceReset; TRL's own names for the first two are understood too
+RESET_FIELDS = ("every", "mix", "source", "target", "ema_decay", "reset_optimizer")
+TRL_RESET = {"ref_model_sync_steps": "every", "ref_model_mixup_alpha": "mix"}
 GR_FIELDS = (
     "ratio", "strength", "radius", "eps", "difference", "samples", "exclude", "max_ratio", "every",
 )  # fmt: skip
@@ -23,11 +26,13 @@ EITHER_OR = (("ratio", "strength"), ("radius", "eps"))
 
 @dataclass(frozen=True)
 class Method:
-    """A method as settings: fields of GRPOConfig, and arguments of flatopt.attach or None."""
+    """A method as settings: fields of the trainer's config, and arguments of flatopt.attach and
+    flatopt.ReferenceReset, or None."""
 
     name: str
     config: dict[str, Any] = field(default_factory=dict)
     gr: dict[str, Any] | None = None
+    reference: dict[str, Any] | None = None
 
 
 def split(name: str) -> tuple[str, ...]:
@@ -68,6 +73,7 @@ def resolve(
     recipe: dict[str, dict[str, Any]],
     given: dict[str, Any],
     given_gr: dict[str, Any],
+    given_reset: dict[str, Any] | None = None,
 ) -> Method:
     """The settings of one method: the command line wins over the recipe's part for the method,
     which wins over the recipe's part for the trainer.
@@ -79,22 +85,28 @@ def resolve(
     config["beta"] = 0.0
     config["reward_weights"] = [0.0, 1.0] if "true" in parts else [1.0, 0.0]
     kl = next((part for part in parts if part in ("kl", "reset")), None)
+    reference = None
     if kl:
-        config |= {"beta": 0.1} | recipe.get(kl, {})
-    if kl == "reset":
-        config["sync_ref_model"] = True
-        config.setdefault("ref_model_mixup_alpha", 1.0)  # the reference becomes the policy itself
-        config.setdefault("ref_model_sync_steps", 50)
-    config |= {k: v for k, v in given.items() if kl or k not in KL_FIELDS}
+        part = {TRL_RESET.get(k, k): v for k, v in recipe.get(kl, {}).items()}
+        config["beta"] = part.pop("beta", 0.1)
+        if kl == "reset":
+            named = {new: given[old] for old, new in TRL_RESET.items() if old in given}
+            reference = {"every": 50} | part | named | (given_reset or {})
+    config |= {k: v for k, v in given.items() if k not in TRL_RESET and (kl or k != "beta")}
     if kl and not config["beta"] > 0:
         raise ValueError(f"method {name!r} needs beta > 0, got {config['beta']}")
     gr = _merge(recipe.get("gr", {}), given_gr) if "gr" in parts else None
     if gr is not None and not ({"ratio", "strength"} & set(gr)):
         raise ValueError("method gr needs --ratio or --strength (or one of them in the recipe)")
-    return Method("+".join(parts), config, gr)
+    return Method("+".join(parts), config, gr, reference)
 
 
-def check_used(methods: list[str], given: dict[str, Any], given_gr: dict[str, Any]) -> None:
+def check_used(
+    methods: list[str],
+    given: dict[str, Any],
+    given_gr: dict[str, Any],
+    given_reset: dict[str, Any] | None = None,
+) -> None:
     """ValueError when an option was given that none of the methods uses."""
     parts = {part for name in methods for part in split(name)}
     for name in given:
@@ -102,6 +114,11 @@ def check_used(methods: list[str], given: dict[str, Any], given_gr: dict[str, An
             raise ValueError(f"--{name} is set by the method; choose the method with --method")
         if name in KL_FIELDS and not parts & {"kl", "reset"}:
             raise ValueError(f"--{name} has no effect: no method has a KL term (kl, reset)")
+        if name in TRL_RESET and "reset" not in parts:
+            raise ValueError(f"--{name} has no effect, since reset is not among the methods")
+    if given_reset and "reset" not in parts:
+        names = ", ".join(f"--reset_{name}" for name in given_reset)
+        raise ValueError(f"{names}: no effect, since reset is not among the methods")
     if given_gr and "gr" not in parts:
         names = ", ".join(f"--{name}" for name in given_gr)
         raise ValueError(f"{names}: no effect, since gr is not among the methods")

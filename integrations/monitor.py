@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,22 @@ def auc(scores: Sequence[float], labels: Sequence[float]) -> float | None:
         rank_sum += middle * sum(1 for i in order[start:end] if labels[i] > 0.5)
         start = end
     return (rank_sum - positives * (positives + 1) / 2) / (positives * negatives)
+
+
+def _classes(labels: Sequence[float]) -> bool:
+    """Whether labels are all 0 or 1, so that a share of right ones means something."""
+    return all(label in (0.0, 1.0) for label in labels)
+
+
+def spreads(values: Sequence[float], size: int) -> list[float]:
+    """Standard deviations of the rewards within the groups of `size` completions of one prompt.
+
+    >>> spreads([1.0, 3.0, 2.0, 2.0], 2)
+    [1.0, 0.0]
+    """
+    if size < 2 or len(values) % size:
+        return []
+    return [statistics.pstdev(values[i : i + size]) for i in range(0, len(values), size)]
 
 
 def finite(value: Any) -> Any:
@@ -110,20 +127,23 @@ class Monitor:
     def __init__(
         self,
         judge: Score,
-        grade: Score,
+        grade: Score | None,
         is_formatted: Callable[[str], bool],
         to_texts: Callable[[Sequence[Any], Sequence[list[int]]], list[str]],
         path: Path,
         every: int,
         watched: Sequence[str] = (),
+        shape: Callable[[list[float]], list[float]] | None = None,
         say: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
+        """`shape` turns the proxy into what is trained on; the rows show the proxy itself."""
         self.judge, self.grade, self.is_formatted = judge, grade, is_formatted
         self.to_texts, self.path, self.every, self.say = to_texts, path, every, say
+        self.shape = shape
         self.watched = [name for name in watched if name not in TRAINER_NAMES]
         self.trainer: Any = None
         self.start: PreTrainedModel | None = None
-        self._seen: dict[str, list[float]] = {"proxy": [], "true": [], "format": []}
+        self._seen: dict[str, list[float]] = {"proxy": [], "true": [], "format": [], "spread": []}
         self._kl: list[float] = []
 
     def proxy(self, prompts: list, completions: list, completion_ids: list, **columns: Any) -> list:
@@ -132,12 +152,14 @@ class Monitor:
         values = self.judge(texts, columns)
         self._seen["proxy"] += values
         self._seen["format"] += [float(self.is_formatted(text)) for text in texts]
+        self._seen["spread"] += spreads(values, getattr(self.trainer, "num_generations", 1))
         if (columns["trainer_state"].global_step + 1) % self.every == 0:
             self._measure_kl(prompts, completion_ids)
-        return values
+        return values if self.shape is None else self.shape(values)
 
     def true(self, prompts: list, completions: list, completion_ids: list, **columns: Any) -> list:
         """Whether the completion is really right. Its weight is 0 except in the control."""
+        assert self.grade is not None
         values = self.grade(self.to_texts(completions, completion_ids), columns)
         self._seen["true"] += values
         return values
@@ -164,7 +186,7 @@ class Monitor:
         seen = self._seen
         row: dict[str, Any] = {"step": step}
         row |= {name: sum(v) / len(v) if v else None for name, v in seen.items()}
-        row["auc"] = auc(seen["proxy"], seen["true"])
+        row["auc"] = auc(seen["proxy"], seen["true"]) if _classes(seen["true"]) else None
         row["kl_start"] = sum(self._kl) / len(self._kl) if self._kl else None
         # with GR the trainer's own norm may be that of the combined gradient: g1's is comparable
         row["grad_norm"] = logs.get("gr/grad_norm", logs.get("grad_norm"))

@@ -19,8 +19,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from .loop import Arm, run_arm
-from .worlds.judge import build_judge, build_policy
+from .arm import Arm
+from .loop import run_arm
+from .worlds.judge import PolicySettings, build_judge, build_policy
+from .worlds.preferences import RewardSettings, build_reward_model
 
 # the live line of a run: label, column of metrics.jsonl
 SHOWN = (
@@ -46,11 +48,10 @@ def _say(name: str, done: int, total: int, text: str = "") -> None:
 
 
 def _build(settings: Any, threads: int) -> None:
-    """Build one policy or judge into the cache."""
+    """Build one policy, judge or reward model into the cache."""
     import torch
 
     from .loop import quiet
-    from .worlds.judge import PolicySettings
 
     quiet()
     torch.set_num_threads(threads)
@@ -59,7 +60,9 @@ def _build(settings: Any, threads: int) -> None:
         if done % 10 == 0 or done == total:
             _say(name, done, total, "learning from demonstrations")
 
-    if isinstance(settings, PolicySettings):
+    if isinstance(settings, RewardSettings):
+        build_reward_model(settings, _say)
+    elif isinstance(settings, PolicySettings):
         build_policy(settings, say)
     else:
         build_judge(settings, say)
@@ -134,11 +137,11 @@ def _there(calls: dict[str, Call], screen: _Screen, pool: Any, channel: Any) -> 
 
 
 def run_all(waiting: list[tuple[Arm, Path]], jobs: int) -> dict[str, str]:
-    """Build the policies and judges, then run the arms; the messages of the arms that failed."""
+    """Build what the arms begin with, then run them; the messages of the arms that failed."""
     if not waiting:
         return {}
     threads = waiting[0][0].threads
-    settings = dict.fromkeys(s for arm, _ in waiting for s in (arm.policy, arm.judge) if s)
+    settings = dict.fromkeys(s for arm, _ in waiting for s in arm.builds())
     builds: dict[str, Call] = {str(s): (_build, s, threads) for s in settings}
     runs: dict[str, Call] = {arm.name: (_run, arm, folder) for arm, folder in waiting}
     columns = (

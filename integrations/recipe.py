@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .methods import GR_FIELDS, KL_FIELDS
+from .methods import GR_FIELDS, KL_FIELDS, RESET_FIELDS
 from .worlds.judge import JudgeSettings, PolicySettings
 
 FOLDER = Path(__file__).parent / "recipes"
@@ -83,7 +83,7 @@ def load(name: str) -> Recipe:
     _check(data["judge"], _names(JudgeSettings, "index", "version"), f"{where}, judge")
     _check(data["methods"], {"kl", "reset", "gr"}, f"{where}, methods")
     for method, options in data["methods"].items():
-        known = GR_FIELDS if method == "gr" else KL_FIELDS
+        known = {"gr": GR_FIELDS, "kl": KL_FIELDS, "reset": (*KL_FIELDS, *RESET_FIELDS)}[method]
         _check(options, known, f"{where}, methods, {method}")
     data["policy"] = _numbers(data["policy"], PolicySettings, where)
     data["judge"] = _numbers(data["judge"], JudgeSettings, where)

@@ -10,19 +10,16 @@ The rule of choice, fixed beforehand: the highest final true reward, mean over t
 from __future__ import annotations
 
 import argparse
-import csv
 import json
-import multiprocessing
-import os
 import statistics
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from . import methods
 from .cache import write_text
+from .campaign import Job, run_jobs, write_csv
 from .recipe import load
 
 TUNING = ((50, 50), (51, 51))  # (seed, judge)
@@ -118,7 +115,7 @@ def reported(chosen: dict[str, Setting]) -> list[tuple[Setting, Sequence[tuple[i
 
 def make_arm(setting: Setting, seed: int, judge: int) -> Any:
     """The run of a setting, as `python -m integrations judge` would make it."""
-    from .loop import Arm
+    from .arm import Arm
     from .worlds.judge import JudgeSettings, PolicySettings
 
     recipe = load(setting.recipe)
@@ -132,21 +129,8 @@ def make_arm(setting: Setting, seed: int, judge: int) -> Any:
         method.config,
         method.gr,
         recipe.threads,
+        reference=method.reference,
     )
-
-
-def _run(setting: Setting, seed: int, judge: int, folder: Path) -> dict[str, Any]:
-    import warnings
-
-    from .loop import prepare_folder, run_arm
-
-    warnings.simplefilter("ignore")
-    arm = make_arm(setting, seed, judge)
-    prepare_folder(arm, folder, resume=True)
-    if not (folder / "summary.json").exists():
-        run_arm(arm, folder)
-    summary = json.loads((folder / "summary.json").read_text())
-    return {"label": setting.label, "folder": str(folder), **summary}
 
 
 def place(output: Path, setting: Setting, seed: int, judge: int) -> Path:
@@ -169,34 +153,13 @@ def run_plan(
     plan: Sequence[tuple[Setting, Sequence[tuple[int, int]]]], output: Path, jobs: int
 ) -> list[dict[str, Any]]:
     """Run what is not finished; the summaries of all runs, in the order of the plan."""
-    from rich.progress import Progress
-
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    tasks = [(setting, seed, judge) for setting, pairs in plan for seed, judge in pairs]
-    results: dict[int, dict[str, Any]] = {}
-    context = multiprocessing.get_context("spawn")
-    with Progress() as progress, ProcessPoolExecutor(jobs, context) as pool:
-        line = progress.add_task(output.name, total=len(tasks))
-        futures = {}
-        for number, (setting, seed, judge) in enumerate(tasks):
+    waiting = []
+    for setting, pairs in plan:
+        for seed, judge in pairs:
+            facts = {"label": setting.label, "method": setting.method, "seed": seed, "judge": judge}
             folder = place(output, setting, seed, judge)
-            futures[pool.submit(_run, setting, seed, judge, folder)] = number
-        for future in as_completed(futures):
-            number = futures[future]
-            setting, seed, judge = tasks[number]
-            try:
-                results[number] = future.result()
-            except Exception as error:  # one failed run is reported, the others go on
-                results[number] = {
-                    "label": setting.label,
-                    "method": setting.method,
-                    "seed": seed,
-                    "judge": judge,
-                    "failed": f"{type(error).__name__}: {error}",
-                }
-                progress.console.print(f"[red]{setting.label}: {results[number]['failed']}")
-            progress.update(line, advance=1, description=setting.label)
-    return [results[number] for number in range(len(tasks))]
+            waiting.append(Job(facts, make_arm(setting, seed, judge), folder))
+    return run_jobs(waiting, output.name, jobs)
 
 
 def choose(
@@ -244,17 +207,6 @@ def flat(run: dict[str, Any]) -> dict[str, Any]:
     return {k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()}
 
 
-def write_csv(path: Path, runs: Sequence[dict[str, Any]]) -> None:
-    """All runs, a row each."""
-    rows = [flat(run) for run in runs]
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def main() -> int:
     """Tune, choose, report; 1 if a run failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
@@ -271,7 +223,7 @@ def main() -> int:
         args.output / "tuning",
         args.jobs,
     )
-    write_csv(args.data / "tuning.csv", tuning)
+    write_csv(args.data / "tuning.csv", [flat(run) for run in tuning])
     chosen = choose(families, tuning)
     record = {family: setting.__dict__ for family, setting in chosen.items()}
     write_text(args.data / "chosen.json", json.dumps(record, indent=2))
@@ -281,7 +233,7 @@ def main() -> int:
     if args.finished:
         plan = finished(plan, args.output / "reported")
     runs = run_plan(plan, args.output / "reported", args.jobs)
-    write_csv(args.data / "runs.csv", runs)
+    write_csv(args.data / "runs.csv", [flat(run) for run in runs])
 
     from .results_page import write_page
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .monitor import Score
+from .report import HackRule
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -20,15 +21,15 @@ if TYPE_CHECKING:
 class Task:
     """Policy, data and rewards of one arm, as `loop.make_trainer` needs them.
 
-    `proxy` and `true` score texts in [0, 1]; `proxy_weight` scales the one that is trained on.
-    `further` are reward functions that are trained on besides, with their weights.
+    `proxy` and `true` score texts, in [0, 1] unless `hack` says otherwise; `reward_scale` is the factor on the one that is trained on. `further` are reward functions that
+    are trained on besides, with their weights.
     """
 
     model: str  # a path or hub name, not a model: the KL reference is loaded from it too
     tokenizer: PreTrainedTokenizerBase
     data: Dataset
     proxy: Score
-    true: Score
+    true: Score | None  # None: no gold reward is known, nothing is watched
     is_formatted: Callable[[str], bool]
     to_texts: Callable[[Sequence[Any], Sequence[list[int]]], list[str]]
     samples: Callable[[Any, int], list[dict[str, Any]]]  # model, seed -> prompt, answer, completion
@@ -38,6 +39,7 @@ class Task:
     further_weights: list[float] = field(default_factory=list)
     model_init: dict[str, Any] = field(default_factory=dict)
     watched: tuple[str, ...] = ()  # further names in the trainer's logs to keep
+    hack: HackRule | None = None  # what counts as a hacked run; None: the rule for [0, 1]
 
 
 def generate(

@@ -150,8 +150,14 @@ def test_methods_as_settings():
     assert both.config["beta"] == 0.3
     assert both.gr == {"strength": 0.2, "samples": "importance"}
     reset = resolve("reset", {}, recipe, {}, {})
-    assert reset.config["sync_ref_model"]
-    assert reset.config["ref_model_mixup_alpha"] == 1.0
+    assert reset.reference == {"every": 50}
+    assert reset.config["beta"] == 0.1
+    given = {"ref_model_sync_steps": 7, "ref_model_mixup_alpha": 0.6}  # TRL's names
+    assert resolve("reset", {}, recipe, given, {}).reference == {"every": 7, "mix": 0.6}
+    own = resolve("gr+reset", {}, {"reset": {"beta": 0.2, "every": 9}} | recipe, {}, {}, {"mix": 1})
+    assert own.reference == {"every": 9, "mix": 1}
+    assert own.config["beta"] == 0.2
+    assert resolve("kl", {}, recipe, given, {}).reference is None
     assert resolve("true", {}, recipe, {}, {}).config["reward_weights"] == [0.0, 1.0]
     for bad in ("none+gr", "kl+reset", "gr+gr", "nothing", ""):
         with pytest.raises(ValueError, match="method"):

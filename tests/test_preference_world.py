@@ -6,35 +6,26 @@ import doctest
 import json
 import math
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from tiny_worlds import SMALL, cache  # noqa: F401  (the fixture is used by every test)
+from tiny_worlds import SMALL_REWARD as PAIRS
 
-from integrations.loop import quiet
 from integrations.worlds import calibrate_preferences as calibration
 from integrations.worlds import preference_task as preference_task_module
 from integrations.worlds import preferences
 from integrations.worlds import topics as language
-from integrations.worlds.preference_task import group_accuracy, preference_task
+from integrations.worlds.preference_task import (
+    PreferenceWorld,
+    group_accuracy,
+    group_bt_loss,
+    preference_task,
+)
 from integrations.worlds.preferences import PolicySettings, Proxy, RewardSettings
-
-SMALL = PolicySettings(language.Language(7), seed=7, texts=400, steps=12, batch=32, width=16)
-PAIRS = RewardSettings(SMALL, seed=7, pairs=60, epochs=1)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The models of these tests are built once, and not in the user's own cache."""
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(folder))
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        quiet()
-        yield folder
 
 
 def texts_of(world: language.Language, size: int, seed: int) -> tuple[list[str], list[str]]:
@@ -181,11 +172,13 @@ def test_wrong_settings_are_refused(make: Any, message: str):
 def test_pairs_have_trl_format_and_labels_follow_gold():
     pairs = preferences.sample_pairs(PAIRS)
     assert tuple(pairs.column_names) == preferences.PAIR_COLUMNS
-    assert len(pairs) == 60
+    # a policy that has learned next to nothing writes an empty text now and then
+    assert 50 <= len(pairs) <= 60
+    assert all(row["chosen"].strip() and row["chosen"] != row["rejected"] for row in pairs)
     gold = language.Gold(SMALL.language)
     for side in ("chosen", "rejected"):
         assert gold(pairs["prompt"], pairs[side]) == pytest.approx(pairs[f"gold_{side}"], abs=1e-5)
-        assert all(text.startswith(" ") for text in pairs[side])
+        assert all(text.startswith(" ") and text.strip() for text in pairs[side])
     assert pairs.to_dict() == preferences.sample_pairs(PAIRS).to_dict()
 
     certain = RewardSettings(SMALL, seed=7, pairs=60, sharpness=1e6)
@@ -194,7 +187,7 @@ def test_pairs_have_trl_format_and_labels_follow_gold():
     # of annotators who guess, about half disagree with gold
     guessed = preferences.sample_pairs(RewardSettings(SMALL, seed=7, pairs=200, sharpness=0))
     right = [a > b for a, b in zip(guessed["gold_chosen"], guessed["gold_rejected"], strict=True)]
-    assert 70 <= sum(right) <= 130
+    assert 0.35 <= sum(right) / len(right) <= 0.65
 
 
 def test_models_are_built_once_and_leave_the_random_state_alone(monkeypatch: pytest.MonkeyPatch):
@@ -237,7 +230,7 @@ def test_proxy_is_standardised_reads_what_was_trained_on_and_pays_for_the_bigram
 def test_both_are_reward_functions_of_trl(tmp_path: Path):
     from trl import RLOOConfig, RLOOTrainer
 
-    task = preference_task(PAIRS)
+    task = preference_task(PreferenceWorld("A", PAIRS))
     proxy = Proxy(preferences.build_reward_model(PAIRS), SMALL.language)
     functions: Any = [proxy, language.Gold(SMALL.language)]
     config = RLOOConfig(
@@ -270,6 +263,21 @@ def test_group_accuracy():
     assert group_accuracy("aab", [1, 1, 5], [0, 1, 9]) == 0.5  # a tie of the proxy
     assert group_accuracy("ab", [1, 2], [1, 2]) is None  # nothing to compare
     assert group_accuracy("aaa", [1, 2, 3], [5, 5, 5]) is None
+
+
+def test_group_bt_loss():
+    proxy, gold = [1.0, -2.0, 0.5, 3.0, 4.0], [0.0, 1.0, 1.0, 2.0, 2.0]
+    margins = torch.tensor([-3.0, -0.5])  # gold prefers the second and the third to the first
+    loss = torch.nn.functional.softplus(-2 * margins).mean().item()
+    assert group_bt_loss("aaabb", proxy, gold, scale=2.0) == pytest.approx(loss, rel=1e-6)
+    assert group_bt_loss("ab", [1, 2], [1, 2]) is None
+    assert group_bt_loss("aa", [1e4, 0.0], [0.0, 1.0]) == pytest.approx(1e4)  # no overflow
+
+
+def test_a_world_has_a_name_and_a_kind():
+    assert PreferenceWorld("B", PAIRS).name == "B7"
+    with pytest.raises(ValueError, match="unknown world 'C'; known: A, B"):
+        PreferenceWorld("C", PAIRS)
 
 
 def test_calibration_is_blind_to_remedies_and_to_reporting_seeds():

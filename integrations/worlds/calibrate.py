@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..arm import Arm
 from ..cache import write_text
-from ..loop import Arm, prepare_folder
+from ..loop import prepare_folder
 from ..methods import resolve
 from ..parallel import run_all
 from ..recipe import Recipe, load

@@ -24,12 +24,12 @@ from typing import Any
 
 import numpy as np
 
+from ..arm import Arm
 from ..cache import write_text
-from ..loop import Arm, make_trainer, prepare_folder, quiet
+from ..loop import make_trainer, prepare_folder, quiet
 from ..monitor import read_rows
-from .preference_task import ACCURACY, preference_task
+from .preference_task import ACCURACY, KINDS, PreferenceWorld, preference_task
 from .preferences import (
-    EXPLOIT,
     Proxy,
     RewardSettings,
     build_reward_model,
@@ -39,7 +39,6 @@ from .preferences import (
 from .topics import BLANK, count_bigram, read_completions
 
 FIRST = 100  # world seeds below belong to the reports
-WORLDS = {"A": 0.0, "B": EXPLOIT}
 METHODS = ("none", "true")
 CURVES = (
     "step", "true", "proxy", ACCURACY, "kl_start", "entropy", "grad_norm", "format"
@@ -94,10 +93,10 @@ CANDIDATES: dict[str, tuple[dict[str, Any], Sequence[tuple[str, str, int]]]] = {
 
 def arm_of(name: str, method: str, seed: int, changes: dict[str, Any]) -> Arm:
     """The arm of one calibration run; only methods that are blind to remedies, only own seeds."""
-    if name not in WORLDS or method not in METHODS or seed < FIRST:
+    if name not in KINDS or method not in METHODS or seed < FIRST:
         raise ValueError(
             f"not a calibration run: world {name}, method {method}, seed {seed}; worlds are "
-            f"{', '.join(WORLDS)}, methods {', '.join(METHODS)}, seeds at least {FIRST}"
+            f"{', '.join(KINDS)}, methods {', '.join(METHODS)}, seeds at least {FIRST}"
         )
     if changes.keys() & {"beta", "sync_ref_model", "entropy_coef", "max_grad_norm"}:
         raise ValueError(f"calibration is blind to remedies, got beta or the like in {changes}")
@@ -134,7 +133,7 @@ def summary_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def run(arm: Arm, name: str, settings: RewardSettings, folder: Path) -> None:
     """One run in its folder; `result.json` is written last."""
     begin = time.perf_counter()
-    task = preference_task(settings, WORLDS[name])
+    task = preference_task(PreferenceWorld(name, settings))
     built = round(time.perf_counter() - begin, 1)
     (folder / "metrics.jsonl").unlink(missing_ok=True)
     trainer, monitor = make_trainer(arm, task, folder)

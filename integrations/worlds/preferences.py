@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from ..cache import cached
+from ..progress import Say, silent, tell
 from ..tasks import generate
 from . import topics as language
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 # Part of the name in the cache: to be raised when a change of code changes what is built.
 VERSION = 1
 EXPLOIT = 4.0  # what world B pays for one occurrence of the rare bigram
+REWARD_METHODS = ("bt", "grm", "gr")
 PAIR_COLUMNS = ("prompt", "chosen", "rejected", "gold_chosen", "gold_rejected")
 
 
@@ -61,7 +63,11 @@ class PolicySettings:
 
 @dataclass(frozen=True)
 class RewardSettings:
-    """Everything that decides the preferences and the reward model that learns from them."""
+    """Everything that decides the preferences and the reward model that learns from them.
+
+    `method`: "bt" (Bradley-Terry alone), "grm" (`amount` is the share of GRM's text loss) or "gr"
+    (`amount` is the ratio of gradient regularization).
+    """
 
     policy: PolicySettings = field(default_factory=PolicySettings)
     seed: int = 0
@@ -72,10 +78,16 @@ class RewardSettings:
     epochs: int = 3
     batch: int = 32
     lr: float = 5e-4
+    method: str = "bt"
+    amount: float = 0.0
     version: int = VERSION
 
     def __post_init__(self) -> None:
-        _check(self, pairs=2, sharpness=0, epochs=1, batch=1, lr=0)
+        _check(self, pairs=2, sharpness=0, epochs=1, batch=1, lr=0, amount=0)
+        if self.method not in REWARD_METHODS:
+            raise ValueError(f"method is one of {', '.join(REWARD_METHODS)}; got {self.method!r}")
+        if (self.method == "bt") != (self.amount == 0):
+            raise ValueError(f"method {self.method!r} does not go with amount {self.amount}")
 
 
 def world(seed: int, **reward: Any) -> RewardSettings:
@@ -103,7 +115,25 @@ def _trainer_options(folder: str, settings: PolicySettings | RewardSettings) -> 
     }
 
 
-def build_policy(settings: PolicySettings) -> Path:
+def model_config(settings: PolicySettings) -> dict[str, Any]:
+    """The arguments of `LlamaConfig` for a policy."""
+    return {
+        "vocab_size": len(language.VOCABULARY),
+        "hidden_size": settings.width,
+        "intermediate_size": 4 * settings.width,
+        "num_hidden_layers": settings.layers,
+        "num_attention_heads": settings.heads,
+        "num_key_value_heads": settings.heads,
+        "max_position_embeddings": 64,
+        "initializer_range": settings.init,
+        "tie_word_embeddings": False,
+        "pad_token_id": language.VOCABULARY.index(language.PAD),
+        "bos_token_id": language.VOCABULARY.index(language.BOS),
+        "eos_token_id": language.VOCABULARY.index(language.EOS),
+    }
+
+
+def build_policy(settings: PolicySettings, say: Say = silent) -> Path:
     """The folder of the starting policy and its tokenizer, trained on first use.
 
     It learns whole texts of the language, and no end token: a completion ends at its 12th word.
@@ -123,20 +153,7 @@ def build_policy(settings: PolicySettings) -> Path:
         first = torch.full((len(texts), 1), language.VOCABULARY.index(language.BOS))
         named = topics[:, None] + language.VOCABULARY.index(language.TOPICS[0])
         ids = torch.cat([first, named, texts + language.FIRST_WORD], 1)
-        config = LlamaConfig(
-            vocab_size=len(language.VOCABULARY),
-            hidden_size=settings.width,
-            intermediate_size=4 * settings.width,
-            num_hidden_layers=settings.layers,
-            num_attention_heads=settings.heads,
-            num_key_value_heads=settings.heads,
-            max_position_embeddings=64,
-            initializer_range=settings.init,
-            tie_word_embeddings=False,
-            pad_token_id=language.VOCABULARY.index(language.PAD),
-            bos_token_id=language.VOCABULARY.index(language.BOS),
-            eos_token_id=language.VOCABULARY.index(language.EOS),
-        )
+        config = LlamaConfig(**model_config(settings))
         # the trainer seeds the caller's random state, which is to be left as it was
         with torch.random.fork_rng(devices=[]), TemporaryDirectory() as scratch:
             torch.manual_seed(settings.seed)
@@ -149,6 +166,7 @@ def build_policy(settings: PolicySettings) -> Path:
                 processing_class=tokenizer,
             )
             trainer.remove_callback(PrinterCallback)
+            trainer.add_callback(tell(say, f"policy {settings.seed}", "learning the language"))
             trainer.train()
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -181,6 +199,8 @@ def sample_pairs(settings: RewardSettings) -> Dataset:
     rows: list[dict[str, Any]] = []
     for i, won in enumerate(winner.tolist()):
         chosen, rejected = 2 * i + won, 2 * i + 1 - won
+        if not texts[chosen] or not texts[rejected] or texts[chosen] == texts[rejected]:
+            continue  # a policy may write nothing, or the same twice: there is nothing to prefer
         values = (
             prompts[i],
             " " + texts[chosen],
@@ -212,7 +232,7 @@ def raw_scores(
         return model(**reward_inputs(tokenizer, prompts, completions)).logits[:, 0].float()
 
 
-def build_reward_model(settings: RewardSettings) -> Path:
+def build_reward_model(settings: RewardSettings, say: Say = silent) -> Path:
     """The folder of the reward model, trained by TRL's RewardTrainer on first use.
 
     It begins as the starting policy with a new head. `facts.json` holds the mean and the standard
@@ -221,34 +241,39 @@ def build_reward_model(settings: RewardSettings) -> Path:
 
     def build(folder: Path) -> None:
         import torch
-        from transformers import (
-            AutoModelForSequenceClassification,
-            AutoTokenizer,
-            PrinterCallback,
-        )
-        from trl import RewardConfig, RewardTrainer
+        from transformers import AutoTokenizer, PrinterCallback
 
+        import flatopt
+
+        from ..grm import GRMConfig, GRMTrainer
         from ..loop import quiet
+        from ..reward_model import start_reward_model
 
         quiet()
+        start = build_policy(settings.policy, say)
         pairs = sample_pairs(settings)
-        start = build_policy(settings.policy)
         tokenizer: Any = AutoTokenizer.from_pretrained(start)
+        grm = settings.method == "grm"
         with torch.random.fork_rng(devices=[]), TemporaryDirectory() as scratch:
-            torch.manual_seed(settings.seed)  # of the head
-            model: Any = AutoModelForSequenceClassification.from_pretrained(start, num_labels=1)
+            model: Any = start_reward_model(start, lm_head=grm, seed=settings.seed)
             # With the policy's tiny spread the normalised features could only give scores of about
             # +-1, a ceiling that RL would reach at once; with this one they have room.
+            torch.manual_seed(settings.seed)
             torch.nn.init.normal_(model.score.weight, std=settings.policy.width**-0.5)
             options = _trainer_options(scratch, settings)
-            trainer = RewardTrainer(
-                model=model,
-                args=RewardConfig(num_train_epochs=settings.epochs, **options),
+            weight = settings.amount if grm else 0.0  # 0 is Bradley-Terry, bit for bit
+            trainer = GRMTrainer(
+                model,
+                GRMConfig(num_train_epochs=settings.epochs, lm_weight=weight, **options),
                 train_dataset=pairs.select_columns(list(PAIR_COLUMNS[:3])),
                 processing_class=tokenizer,
             )
             trainer.remove_callback(PrinterCallback)
+            trainer.add_callback(tell(say, f"reward model {settings.seed}", "learning the pairs"))
+            if settings.method == "gr":
+                flatopt.attach(trainer, ratio=settings.amount)
             trainer.train()
+            trainer.save_model(str(folder))
         model.eval()
         scores = torch.cat(
             [
@@ -257,7 +282,6 @@ def build_reward_model(settings: RewardSettings) -> Path:
             ]
         )
         facts = {"mean": scores.mean().item(), "sd": scores.std().item()}
-        model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         (folder / "facts.json").write_text(json.dumps(facts, indent=2))
 

@@ -1,0 +1,174 @@
+"""How sharp the reward is where the policy stands, on fresh samples: for claim C1 of the results.
+
+Every few steps the policy writes fresh completions of fixed prompts; on them are measured the
+gradient of the expected proxy (its norm and how much of it is signal), the sharpness, and how
+accurate the proxy is there. The run itself is not touched: random state, gradients and weights are
+as before.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .monitor import finite, read_rows
+from .tasks import Task, generate, prompt_tensors
+
+FILE = "probe.jsonl"
+
+
+def log_probs(model: Any, ids: Tensor, mask: Tensor, first: int) -> Tensor:
+    """Log-probability of each completion, (n,): the sum over its tokens. `first`: prompt length."""
+    logits = model(input_ids=ids, attention_mask=mask).logits[:, first - 1 : -1].float()
+    chosen = ids[:, first:]
+    each = logits.gather(-1, chosen[..., None])[..., 0] - logits.logsumexp(-1)
+    return (each * mask[:, first:]).sum(1)
+
+
+def sharpness(
+    model: Any, expected: Callable[[], float], count: int, radius: float, generator: torch.Generator
+) -> tuple[float, float]:
+    """max over `count` random directions of J(phi) - J(phi + e), with ||e|| = radius * ||phi||.
+
+    `expected()` returns J of the model as it is. The weights are put back bit for bit. The second
+    number is ||e|| / sqrt(number of weights): times the gradient norm, and times 2.07 (the mean
+    largest of 32 normal numbers), it is what a linear J would give.
+    """
+    params = [p for p in model.parameters() if p.requires_grad]
+    kept = [p.detach().clone() for p in params]
+    length = math.sqrt(sum(float(p.square().sum()) for p in kept)) * radius
+    here, worst = expected(), -math.inf
+    try:
+        for _ in range(count):
+            noise = [torch.randn(p.shape, generator=generator).to(p) for p in kept]
+            norm = math.sqrt(sum(float(e.square().sum()) for e in noise))
+            for p, at, e in zip(params, kept, noise, strict=True):
+                p.data.copy_(at + e * (length / norm))
+            worst = max(worst, here - expected())
+    finally:
+        for p, at in zip(params, kept, strict=True):
+            p.data.copy_(at)
+    return worst, length / math.sqrt(sum(p.numel() for p in kept))
+
+
+class Probe:
+    """Measures every `every` steps of a trainer, before the first step too; rows in probe.jsonl.
+
+    groups, size: prompts, and completions of each. directions, radii: of the sharpness. J is the
+    mean proxy of the samples, reweighted by pi_{phi+e} / pi_phi (normalised to mean 1): only near
+    phi does that estimate J(phi + e), so the radii are small.
+    """
+
+    def __init__(
+        self,
+        trainer: Any,
+        task: Task,
+        folder: Path,
+        every: int = 20,
+        groups: int = 32,
+        size: int = 8,
+        directions: int = 32,
+        radii: Sequence[float] = (0.01, 0.05),
+    ) -> None:
+        from transformers import TrainerCallback
+
+        self.trainer, self.task, self.path = trainer, task, folder / FILE
+        self.groups, self.size = groups, size
+        self.directions, self.radii = directions, radii
+        self.prompts = list(task.data["prompt"][-groups:])
+        probe = self
+
+        class At(TrainerCallback):
+            """Calls the probe before the first step and after every `every` steps."""
+
+            def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                if state.global_step == 0:
+                    probe.write(0)
+
+            def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                if state.global_step % every == 0:
+                    probe.write(state.global_step)
+
+        trainer.add_callback(At())
+
+    def write(self, step: int) -> None:
+        """Measure, and append the row; rows from `step` on (of a killed run) are dropped."""
+        rows = [row for row in read_rows(self.path) if row["step"] < step]
+        text = [json.dumps(row, allow_nan=False) for row in [*rows, finite(self.measure(step))]]
+        self.path.write_text("\n".join(text) + "\n", encoding="utf-8")
+
+    def measure(self, step: int) -> dict[str, Any]:
+        """One row: proxy, gold, gradient norm, signal share, sharpness, accuracy, loss."""
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        training = model.training
+        model.eval()
+        try:
+            with torch.random.fork_rng():
+                return {"step": step} | self._measure(model, step)
+        finally:
+            model.train(training)
+
+    def _measure(self, model: Any, step: int) -> dict[str, Any]:
+        task, n = self.task, self.groups * self.size
+        prompts = [prompt for prompt in self.prompts for _ in range(self.size)]
+        given = prompt_tensors(task.tokenizer, prompts)
+        length = int(self.trainer.args.max_completion_length)
+        rows = generate(model, task.tokenizer, prompts, 77_000 + step, length, 1.0)
+        texts = task.to_texts([], rows)
+        ids = torch.cat([given["input_ids"], torch.tensor(rows)], 1)
+        mask = torch.cat(
+            [given["attention_mask"], torch.ones(n, len(rows[0]), dtype=torch.long)], 1
+        )
+        first = given["input_ids"].shape[1]
+        logged: dict[str, float] = {}
+        columns: dict[str, Any] = {"context": prompts, "log_metric": logged.__setitem__}
+        proxy = torch.tensor(task.proxy(texts, columns))
+        assert task.true is not None
+        gold = torch.tensor(task.true(texts, columns))
+        by_group = proxy.view(self.groups, self.size)
+        advantage = (
+            (by_group - by_group.mean(1, keepdim=True)) * self.size / (self.size - 1)
+        ).view(-1)
+        with torch.enable_grad():
+            halves = [
+                self._gradient(model, ids[part], mask[part], first, advantage[part])
+                for part in (slice(0, n // 2), slice(n // 2, n))
+            ]
+        both = sum(float((a * b).sum()) for a, b in zip(*halves, strict=True))
+        square = sum(float((a + b).square().sum()) / 4 for a, b in zip(*halves, strict=True))
+        with torch.no_grad():
+            old = log_probs(model, ids, mask, first)
+
+            def expected() -> float:
+                weight = (log_probs(model, ids, mask, first) - old).exp()
+                return float((weight * proxy).sum() / weight.sum())
+
+            sharp: dict[str, float] = {}
+            for radius in self.radii:
+                generator = torch.Generator().manual_seed(77_000 + step)
+                worst, unit = sharpness(model, expected, self.directions, radius, generator)
+                sharp |= {f"sharpness_{radius:g}": worst, f"unit_{radius:g}": unit}
+        return {
+            "proxy": proxy.mean().item(),
+            "true": gold.mean().item(),
+            "grad_norm": math.sqrt(square),
+            "grad_square": both,  # of independent halves: unbiased for ||grad J||^2
+            "signal_share": both / square if square > 0 else None,
+            **sharp,
+            "spread": by_group.std(1, correction=0).mean().item(),
+            **logged,
+        }
+
+    def _gradient(
+        self, model: Any, ids: Tensor, mask: Tensor, first: int, advantage: Tensor
+    ) -> Sequence[Tensor]:
+        """The policy gradient of the expected proxy, per completion."""
+        params = [p for p in model.parameters() if p.requires_grad]
+        value = (log_probs(model, ids, mask, first) * advantage).mean()
+        return torch.autograd.grad(value, params)

@@ -1,0 +1,207 @@
+"""What is run for docs/results/rlhf.md: six candidates of each method, and the reported settings.
+
+The horizon is 100 steps, by which the proxy of world A has been over-optimised without
+regularization; every run goes on to twice the horizon, where settings are chosen and compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import methods
+from .arm import Arm
+from .worlds.calibrate_preferences import TRAINER
+from .worlds.preference_task import PreferenceWorld
+from .worlds.preferences import world
+
+STEPS = 200
+KINDS = ("A", "B")
+TUNING = (50, 51)  # world seed and run seed of the runs that settings are chosen on
+SEEDS = tuple((w, s) for w in (0, 1) for s in range(5))  # (world seed, run seed), reported
+FIVE = ((0, 0), (1, 1), (0, 2), (1, 3), (0, 4))
+LATER = tuple(pair for pair in SEEDS if pair not in FIVE)
+BETAS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of a comparison: a method and what it changes."""
+
+    label: str
+    method: str
+    config: dict[str, Any] = field(default_factory=dict)  # fields of GRPOConfig
+    gr: dict[str, Any] = field(default_factory=dict)  # arguments of flatopt.attach
+    reset: dict[str, Any] = field(default_factory=dict)  # arguments of ReferenceReset
+    control: dict[str, Any] = field(default_factory=dict)  # arguments of controls.Control
+    reward: dict[str, Any] = field(default_factory=dict)  # of RewardSettings
+    scale: float = 1.0  # factor on the reward
+    trainer: str | None = None
+    probe: bool = False  # measure gradient norm and sharpness on fresh samples
+
+
+def make_arm(setting: Setting, kind: str, world_seed: int, seed: int) -> Arm:
+    """The run of a setting, as `python -m integrations rlhf` would make it."""
+    trainer = TRAINER | {"max_steps": STEPS, "logging_steps": 4}
+    recipe = {"gr": {"ratio": 1.0, "samples": "importance"}}
+    method = methods.resolve(
+        setting.method, trainer, recipe, setting.config, setting.gr, setting.reset
+    )
+    weights = [setting.scale * w for w in method.config["reward_weights"]]
+    return Arm(
+        method.name,
+        seed,
+        None,
+        None,
+        method.config | {"reward_weights": weights},
+        method.gr,
+        world=PreferenceWorld(kind, world(world_seed, **setting.reward)),
+        trainer=setting.trainer,
+        reference=method.reference,
+        control=setting.control or None,
+        watch={"every": 20} if setting.probe else None,
+    )
+
+
+def candidates() -> dict[str, list[Setting]]:
+    """Six settings of each tuned method, the main ones first.
+
+    The three combinations with a KL term had their best value at the lower end of a first grid of
+    betas (.1 to .4, .2 to .4), on the first tuning seed; these are the second grids.
+    """
+    ratios = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+    resets = [(b, k) for b in (0.2, 0.4, 0.8) for k in (25, 50)]
+    return {
+        "kl": [Setting(f"kl {b}", "kl", {"beta": b}) for b in BETAS],
+        "gr": [Setting(f"gr {r}", "gr", gr={"ratio": r}) for r in ratios],
+        "gr+kl": [
+            Setting(f"gr {r} + kl {b}", "gr+kl", {"beta": b}, {"ratio": r})
+            for r in (1.0, 2.0)
+            for b in (0.05, 0.1, 0.2)
+        ],
+        "squash+kl": [
+            Setting(f"squash {x} + kl {b}", "kl", {"beta": b}, control={"squash": x})
+            for x in (1.0, 2.0)
+            for b in (0.025, 0.05, 0.1)
+        ],
+        "advantage clip+kl": [
+            Setting(
+                f"advantage clip {x} + kl {b}", "kl", {"beta": b}, control={"advantage_clip": x}
+            )
+            for x in (0.5, 1.0)
+            for b in (0.05, 0.1, 0.2)
+        ],
+        "reset": [
+            Setting(f"reset {b} every {k}", "reset", {"beta": b}, reset={"every": k})
+            for b, k in resets
+        ],
+        "decay": [
+            Setting(f"kl {b} / i every {k}", "kl", {"beta": b}, control={"decay_every": k})
+            for b, k in resets
+        ],
+        "small lr": [
+            Setting(f"lr {x:g}", "none", {"learning_rate": x})
+            for x in (1e-5, 2e-5, 4e-5, 8e-5, 1.2e-4, 1.6e-4)
+        ],
+        "gradient clip": [
+            Setting(f"gradient clip {x}", "none", {"max_grad_norm": x})
+            for x in (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+        ],
+        "advantage clip": [
+            Setting(f"advantage clip {x}", "none", control={"advantage_clip": x})
+            for x in (0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
+        ],
+        "squash": [
+            Setting(f"squash {x}", "none", control={"squash": x})
+            for x in (0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
+        ],
+        "entropy": [
+            Setting(f"entropy {x}", "none", {"entropy_coef": x})
+            for x in (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+        ],
+        "gr strength": [
+            Setting(f"gr strength {x}", "gr", gr={"strength": x})
+            for x in (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+        ],
+        "cross-batch gr": [
+            Setting(f"cross-batch gr {r}", "none", control={"cross_batch": {"ratio": r}})
+            for r in ratios
+        ],
+    }
+
+
+MAIN = ("kl", "gr", "gr+kl", "squash+kl", "advantage clip+kl", "reset")
+FIRST = (*MAIN, "decay")  # tuned first; the rest are controls that stand alone
+Plan = list[tuple[Setting, Sequence[str], Sequence[tuple[int, int]]]]  # kinds, seeds
+
+
+def main_plan(chosen: dict[str, Setting]) -> Plan:
+    """The comparison itself: ten runs in each world, five of the other betas and of beta / i."""
+    arms = [Setting("none", "none"), *(chosen[name] for name in MAIN)]
+    others = [s for s in candidates()["kl"] if s != chosen["kl"]]
+    more: Plan = [(s, KINDS, FIVE) for s in (*others, chosen["decay"])]
+    return [*((s, KINDS, FIVE) for s in arms), *more, *((s, KINDS, LATER) for s in arms)]
+
+
+def control_plan(chosen: dict[str, Setting]) -> Plan:
+    """Other controls, the gold reward as the reward, RLOO: five runs in each world."""
+    plan: Plan = [(Setting("true", "true"), ("A",), FIVE)]
+    plan += [(chosen[name], KINDS, FIVE) for name in chosen if name not in FIRST]
+    for s in (Setting("none", "none"), *(chosen[name] for name in ("kl", "gr", "gr+kl"))):
+        changed = Setting(f"{s.label}, RLOO", s.method, s.config, s.gr, trainer="rloo")
+        plan.append((changed, KINDS, FIVE[:3]))
+    return plan
+
+
+def probe_plan(chosen: dict[str, Setting]) -> Plan:
+    """The main arms once more, with gradient norm and sharpness on fresh samples (claim C1)."""
+    arms = [Setting("none", "none"), *(chosen[n] for n in ("kl", "reset", "gr", "gr+kl"))]
+    return [
+        (
+            Setting(f"{s.label}, probed", s.method, s.config, s.gr, s.reset, probe=True),
+            KINDS,
+            FIVE,
+        )
+        for s in arms
+    ]
+
+
+def scale_plan(chosen: dict[str, Setting]) -> Plan:
+    """One ratio over a decade of learning rates and two decades of reward scales.
+
+    Fewer or more steps in proportion, within bounds, so that the policies go about as far.
+    """
+    plan: Plan = []
+    arms = [Setting("none", "none"), *(chosen[n] for n in ("kl", "gr", "gr+kl", "gr strength"))]
+    for rate, steps in ((1.5e-4, 400), (6e-4, 200), (1.5e-3, 200)):
+        for s in arms:
+            config = s.config | {"learning_rate": rate, "max_steps": steps}
+            changed = Setting(f"{s.label}, lr {rate:g}", s.method, config, s.gr)
+            plan.append((changed, KINDS, FIVE[:3]))
+    for scale in (0.1, 10.0):
+        for s in arms[1:]:
+            config = dict(s.config)
+            if "beta" in config:
+                config["beta"] *= scale  # in units of the reward
+            label = f"{s.label}, reward x {scale:g}"
+            plan.append((Setting(label, s.method, config, s.gr, scale=scale), KINDS, FIVE[:3]))
+    return plan
+
+
+def reward_plan(chosen: dict[str, Setting]) -> Plan:
+    """Reward models trained on fewer and more pairs (C4), and in other ways (GRM, GR)."""
+    plan: Plan = []
+    arms = [Setting("none", "none"), *(chosen[n] for n in ("kl", "gr", "gr+kl"))]
+    for pairs in (300, 3000):
+        for s in arms:
+            label = f"{s.label}, {pairs} pairs"
+            changed = Setting(label, s.method, s.config, s.gr, reward={"pairs": pairs})
+            plan.append((changed, ("A",), FIVE))
+    for method, amount in (("grm", 0.01), ("grm", 0.1), ("gr", 0.3)):
+        for s in arms[:2]:
+            label = f"{s.label}, reward model {method} {amount}"
+            reward = {"method": method, "amount": amount}
+            changed = Setting(label, s.method, s.config, s.gr, reward=reward)
+            plan.append((changed, ("A",), FIVE))
+    return plan
