@@ -33,6 +33,7 @@ class Arm:
     reference: dict[str, Any] | None = None  # arguments of flatopt.ReferenceReset
     control: dict[str, Any] | None = None  # arguments of controls.Control
     watch: dict[str, Any] | None = None  # arguments of probe.Probe: what is measured besides
+    alarm: dict[str, Any] | None = None  # {"rule": fields of AlarmRule, "stop": whether to stop}
 
     @property
     def name(self) -> str:

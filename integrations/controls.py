@@ -52,7 +52,7 @@ class Control:
         if self.cross_batch is not None:
             from .halves import CrossBatchGR
 
-            trainer.add_callback(CrossBatchGR(trainer, **self.cross_batch))
+            CrossBatchGR(trainer, **self.cross_batch)
 
 
 def _clipped(generate: Callable[..., Any], most: float) -> Callable[..., Any]:

@@ -122,6 +122,20 @@ def make_trainer(arm: Arm, task: Task, folder: Path, say: Say | None = None) -> 
         from .probe import Probe
 
         Probe(trainer, task, folder, **arm.watch)
+    if arm.alarm is not None:
+        from .alarm import AlarmRule
+        from .hack_monitor import HackMonitor
+
+        HackMonitor(
+            trainer,
+            AlarmRule(**arm.alarm["rule"]),
+            proxy="proxy",
+            gold="true" if task.true else None,
+            share_every=arm.alarm.get("share_every"),
+            start=monitor.start,
+            stop=bool(arm.alarm.get("stop")),
+            path=folder / "monitor.jsonl",
+        )
     trainer.add_callback(_callback(monitor))
     if arm.gr is not None or arm.reference is not None:
         import flatopt

@@ -3,7 +3,7 @@
     python -m integrations.rlhf_results --output runs/rlhf --jobs 2
 
 Settings are chosen on the tuning seeds only; each method has the same number of candidates (6) and
-of tuning runs (2 seeds in each world). The rule of choice, fixed beforehand: the highest gold
+of tuning runs (one in each world). The rule of choice, fixed beforehand: the highest gold
 reward at the end, mean over the tuning runs of both worlds; one setting serves both. Finished runs
 are kept.
 """
@@ -20,9 +20,10 @@ from typing import Any
 from . import rlhf_plan as plans
 from .cache import write_text
 from .campaign import Job, run_jobs, summary_of, write_csv
+from .rlhf_page import write_page
 from .rlhf_plan import Plan, Setting
 
-PARTS = ("main", "control", "probe", "scale", "reward")
+PARTS = ("main", "probe", "reward", "control", "scale", "more")
 FACTS = ("label", "method", "world", "world_seed", "seed")
 
 
@@ -117,11 +118,14 @@ def main() -> int:
         write_csv(args.data / f"{name}.csv", [flat(r) for r in runs])
         return runs
 
-    chosen = choose(names, run(tuning_plan(names), "tuning"))
+    tuning = run(tuning_plan(names), "tuning")
+    chosen = choose(names, tuning)
     record = {family: setting.__dict__ for family, setting in chosen.items()}
     write_text(args.data / "chosen.json", json.dumps(record, indent=2))
+    parts = {"tuning": tuning}
     for name in PARTS if args.only is None else args.only:
-        run(getattr(plans, f"{name}_plan")(chosen), name)
+        parts[name] = run(getattr(plans, f"{name}_plan")(chosen), name)
+    write_page(args.data, args.data.parent / f"{args.data.name}.md", chosen, parts)
     return int(failed)
 
 
