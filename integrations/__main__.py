@@ -7,6 +7,7 @@ import sys
 
 SCENARIOS = {
     "judge": "a small policy learns from a learned judge that can be hacked",
+    "rlhf": "SFT, preferences, reward model, GRPO or RLOO against it, evaluation",
 }
 USAGE = """usage: python -m integrations <scenario> [options]
 

@@ -143,10 +143,9 @@ def tuning_table(families: dict[str, list[Any]], runs: Sequence[Run]) -> str:
         means = []
         for s in settings:
             values = [r["final"]["true"] for r in ran(runs, s.label)]
-            means.append(
-                (statistics.fmean(values) if values else float("nan"), s.label, len(values))
-            )
-        if not any(n for _, _, n in means):
+            if values:
+                means.append((statistics.fmean(values), s.label))
+        if not means:
             continue
         best = max(means)[1]
         text = ", ".join(

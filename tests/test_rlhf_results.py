@@ -115,6 +115,13 @@ def test_outcomes_count_failed_runs_and_falls():
     assert "0.00 +- 1.41 [-1.00, 1.00]" in line
 
 
+def test_tuning_table_marks_the_best_and_leaves_out_what_has_not_run():
+    settings = [Setting("one", "kl"), Setting("two", "kl"), Setting("three", "kl")]
+    runs = [run("one", "A", 0, 0.5), run("one", "B", 0, 1.0), run("two", "A", 0, 0.8)]
+    line = tables.tuning_table({"kl": settings, "gr": []}, runs).splitlines()[2:]
+    assert line == ["| kl | one: 0.75, **two: 0.80** |"]
+
+
 def test_value_at_a_level():
     rows = [{"proxy": p, "true": t} for p, t in ((0, 0), (3, 1), (3, 2), (3, 6), (9, 0))]
     # means over three rows reach 3 at the fourth row: gold there is the mean of 1, 2, 6

@@ -1,0 +1,88 @@
+"""Recipes of the RLHF scenario: YAML files, checked key by key before work begins."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from .methods import GR_FIELDS, KL_FIELDS, RESET_FIELDS
+from .recipe import find
+from .stage_options import RlhfConfig
+from .worlds.preferences import PolicySettings, RewardSettings
+
+METHOD_KEYS = {"kl": ("beta",), "reset": (*KL_FIELDS, *RESET_FIELDS), "gr": GR_FIELDS}
+EVALUATION = {"prompts": 256, "samples": 4, "seed": 0}
+# what a recipe does not decide: which world, which models, which data
+NOT_REAL = (
+    "model", "preferences", "prompts", "sft", "gold_model", "judge_model", "reward_model", "tokens",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RlhfRecipe:
+    """The parts of a recipe file; see recipes/rlhf-tiny.yaml for what each key means."""
+
+    steps: int
+    policy: dict[str, Any] = field(default_factory=dict)  # of the worlds: PolicySettings
+    reward: dict[str, Any] = field(default_factory=dict)  # of the worlds: RewardSettings
+    real: dict[str, Any] = field(default_factory=dict)  # of real runs: RlhfConfig
+    trainer: dict[str, Any] = field(default_factory=dict)
+    methods: dict[str, dict[str, Any]] = field(default_factory=dict)
+    evaluation: dict[str, int] = field(default_factory=dict)
+    threads: int = 1
+
+
+def _known(given: Any, known: Any, where: str) -> None:
+    if not isinstance(given, dict):
+        raise ValueError(f"{where}: expected 'key: value' lines, got {given!r}")
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise ValueError(f"{where}: unknown key {', '.join(unknown)}; known: {sorted(known)}")
+
+
+def typed(given: dict[str, Any], cls: Any, where: str) -> dict[str, Any]:
+    """The numbers as the dataclass declares them, so that `1` and `1.0` name the same stage."""
+    kinds = {f.name: str(f.type).removesuffix(" | None") for f in dataclasses.fields(cls)}
+    out = {}
+    for name, value in given.items():
+        kind = {"int": int, "float": float, "str": str}[kinds[name]]
+        try:
+            out[name] = kind(value)
+        except (TypeError, ValueError):
+            raise ValueError(f"{where}: {name} must be {kinds[name]}, got {value!r}") from None
+    return out
+
+
+def _names(cls: Any, *without: str) -> set[str]:
+    return {f.name for f in dataclasses.fields(cls)} - set(without)
+
+
+def load(name: str) -> RlhfRecipe:
+    """Read and check a recipe; ValueError says which key is wrong."""
+    import yaml
+
+    path = find(name, "rlhf")
+    where = f"recipe {path.name}"
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where}: not valid YAML: {error}") from None
+    _known(data, _names(RlhfRecipe), where)
+    if not isinstance(data.get("steps"), int) or data["steps"] < 1:
+        raise ValueError(f"{where}: steps must be a whole number of at least 1")
+    for part in ("policy", "reward", "real", "trainer", "methods", "evaluation"):
+        data[part] = data.get(part) or {}
+    for part, cls, without in (
+        ("policy", PolicySettings, ("language", "seed", "version")),
+        ("reward", RewardSettings, ("policy", "seed", "version")),
+        ("real", RlhfConfig, NOT_REAL),
+    ):
+        _known(data[part], _names(cls, *without), f"{where}, {part}")
+        data[part] = typed(data[part], cls, f"{where}, {part}")
+    _known(data["methods"], METHOD_KEYS, f"{where}, methods")
+    for method, options in data["methods"].items():
+        _known(options, METHOD_KEYS[method], f"{where}, methods, {method}")
+    _known(data["evaluation"], EVALUATION, f"{where}, evaluation")
+    data["evaluation"] = EVALUATION | data["evaluation"]
+    return RlhfRecipe(**data)

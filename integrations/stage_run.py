@@ -1,0 +1,174 @@
+"""Runs the stages of an RLHF command: the ones before RL, the runs, their evaluation."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import parallel
+from .arm import Arm
+from .stage_evaluate import evaluate_arm, evaluated, show, write_tables
+from .stage_options import RlhfConfig
+from .stages import Stage, check_earlier, run_stages
+from .worlds.preferences import RewardSettings
+
+BEFORE = ("sft", "pairs", "labels", "reward")
+STAGES = (*BEFORE, "rl", "evaluate")
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """What the stages before RL are made of, as data that travels to processes."""
+
+    world: RewardSettings | None = None
+    real: RlhfConfig | None = None
+    root: Path = Path()
+
+    def stages(self) -> list[Stage]:
+        """The stages before RL, in the order in which they are run."""
+        if self.world is not None:
+            from .stage_world import world_stages
+
+            return world_stages(self.world)
+        from .stage_real import real_stages
+
+        assert self.real is not None
+        return real_stages(self.real, self.root)
+
+    @property
+    def name(self) -> str:
+        """For the lines of progress."""
+        return "" if self.world is None else f" {self.world.seed}"
+
+
+@dataclass
+class Plan:
+    """Everything that a command asks for, checked."""
+
+    arms: list[Arm]
+    pipelines: list[Pipeline]
+    evaluation: dict[str, Any]
+    output: Path
+    only: str | None = None
+    command: str = ""  # the command line without --stage
+    resume: bool = False
+    jobs: int = 1
+    notes: list[str] = field(default_factory=list)
+
+
+def check_only(plan: Plan) -> None:
+    """ValueError where the one stage that was asked for cannot be run yet, or does not exist."""
+    if plan.only is None:
+        return
+    for pipeline in plan.pipelines:
+        stages = pipeline.stages()
+        if plan.only in BEFORE:
+            asked = [stage for stage in stages if stage.name == plan.only]
+            if not asked:
+                known = ", ".join([stage.name for stage in stages] + ["rl", "evaluate"])
+                raise ValueError(f"--stage {plan.only}: this run has none; its stages are {known}")
+            if not asked[0].finished:
+                check_earlier(asked[0], plan.command)
+        else:
+            check_earlier(Stage(plan.only, plan.output, {}, print, tuple(stages)), plan.command)
+    if plan.only == "evaluate":
+        for arm in plan.arms:
+            if not (plan.output / arm.name / "summary.json").exists():
+                raise ValueError(
+                    f"stage evaluate needs the result of stage rl for {arm.name}, which is not "
+                    f"there. Make it with\n    {plan.command} --stage rl"
+                )
+
+
+def _before(pipeline: Pipeline, only: str | None, command: str, threads: int) -> None:
+    import torch
+
+    from .loop import quiet
+
+    quiet()
+    torch.set_num_threads(threads)
+
+    def say(name: str, done: int, total: int, text: str = "") -> None:
+        named = f"{name}{pipeline.name}" if name in STAGES else name
+        parallel._say(named, done, total, text)
+
+    run_stages(pipeline.stages(), say, only, command)
+
+
+def _evaluate(arm: Arm, folder: Path, settings: dict[str, Any]) -> None:
+    evaluate_arm(arm, folder, settings, parallel._say)
+
+
+def run_calls(calls: dict[str, parallel.Call], jobs: int) -> dict[str, str]:
+    """Run named calls in `jobs` processes with a line of progress each; what failed, and why."""
+    if not calls:
+        return {}
+    columns = (
+        parallel.TextColumn("{task.description:24}"),
+        parallel.BarColumn(bar_width=24),
+        parallel.MofNCompleteColumn(),
+        parallel.TimeRemainingColumn(),
+        parallel.TextColumn("{task.fields[text]}"),
+    )
+    with parallel.Progress(*columns) as progress:
+        screen = parallel._Screen(progress)
+        if jobs == 1:
+            return parallel._here(calls, screen)
+        context = multiprocessing.get_context("spawn")
+        with context.Manager() as manager:
+            channel = manager.Queue()
+            with ProcessPoolExecutor(jobs, context, parallel._connect, (channel,)) as pool:
+                return parallel._there(calls, screen, pool, channel)
+
+
+def run_plan(plan: Plan, waiting: Sequence[tuple[Arm, Path]]) -> int:
+    """Run what is missing of the plan, then write the tables; 1 if something failed, else 0."""
+    threads = plan.arms[0].threads
+    failed: dict[str, str] = {}
+    if plan.only is None or plan.only in BEFORE:
+        calls: dict[str, parallel.Call] = {
+            f"stages{pipeline.name}": (_before, pipeline, plan.only, plan.command, threads)
+            for pipeline in plan.pipelines
+        }
+        failed = run_calls(calls, plan.jobs)
+    if not failed and plan.only in (None, "rl"):
+        failed = parallel.run_all(list(waiting), plan.jobs)
+    folders = {arm.name: plan.output / arm.name for arm in plan.arms}
+    if plan.only in (None, "evaluate"):
+        calls = {
+            f"evaluate {arm.name}": (_evaluate, arm, folders[arm.name], plan.evaluation)
+            for arm in plan.arms
+            if (folders[arm.name] / "summary.json").exists()
+            and not evaluated(arm, folders[arm.name], plan.evaluation)
+        }
+        failed |= run_calls(calls, plan.jobs)
+    if plan.only not in BEFORE:
+        _report(plan)
+    for name, message in failed.items():
+        print(f"error: {name} failed: {message}", file=sys.stderr)
+    if plan.only in BEFORE and not failed:
+        for pipeline in plan.pipelines:
+            for stage in pipeline.stages():
+                if stage.name == plan.only:
+                    print(f"{stage.name} is in {stage.folder}")
+    return 1 if failed else 0
+
+
+def _report(plan: Plan) -> None:
+    """The curves, and the table of what has been evaluated, over all runs in the folder."""
+    from .report import write_report
+
+    folders = [plan.output / arm.name for arm in plan.arms]
+    # runs of earlier commands in the same folder stay part of the comparison
+    folders += sorted(p.parent for p in plan.output.glob("*/settings.json"))
+    folders = [f for f in dict.fromkeys(folders) if (f / "settings.json").exists()]
+    write_report(plan.output, folders)
+    rows = write_tables(plan.output, folders)
+    if rows:
+        show(rows)
+    print(f"results in {plan.output}")
