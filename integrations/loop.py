@@ -193,7 +193,11 @@ def run_arm(arm: Arm, folder: Path, say: Say | None = None) -> None:
         _cut_back(monitor.path, int(checkpoint.name.split("-")[1]))
     resumed_from = int(checkpoint.name.split("-")[1]) if checkpoint else 0
     begin = time.perf_counter()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if checkpoint and resumed_from >= trainer.args.max_steps > 0:
+        # killed after its last step: train() would take one more
+        trainer._load_from_checkpoint(str(checkpoint))
+    else:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.perf_counter() - begin
     model_folder = folder / "model"
     trainer.save_model(str(model_folder))

@@ -21,6 +21,7 @@ TRL_RESET = {"ref_model_sync_steps": "every", "ref_model_mixup_alpha": "mix"}
 GR_FIELDS = (
     "ratio", "strength", "radius", "eps", "difference", "samples", "exclude", "max_ratio", "every",
 )  # fmt: skip
+COMBINED = (*GR_FIELDS, "beta")  # of gr+kl, where it is set apart from gr and kl
 EITHER_OR = (("ratio", "strength"), ("radius", "eps"))
 
 
@@ -86,16 +87,20 @@ def resolve(
     config["reward_weights"] = [0.0, 1.0] if "true" in parts else [1.0, 0.0]
     kl = next((part for part in parts if part in ("kl", "reset")), None)
     reference = None
+    # a combination may have settings of its own, over those of its parts
+    own = recipe.get("+".join(parts), {}) if len(parts) > 1 else {}
+    own_gr = {k: v for k, v in own.items() if k != "beta"}
     if kl:
         part = {TRL_RESET.get(k, k): v for k, v in recipe.get(kl, {}).items()}
-        config["beta"] = part.pop("beta", 0.1)
+        config["beta"] = own.get("beta", part.get("beta", 0.1))
+        part.pop("beta", None)
         if kl == "reset":
             named = {new: given[old] for old, new in TRL_RESET.items() if old in given}
             reference = {"every": 50} | part | named | (given_reset or {})
     config |= {k: v for k, v in given.items() if k not in TRL_RESET and (kl or k != "beta")}
     if kl and not config["beta"] > 0:
         raise ValueError(f"method {name!r} needs beta > 0, got {config['beta']}")
-    gr = _merge(recipe.get("gr", {}), given_gr) if "gr" in parts else None
+    gr = _merge(_merge(recipe.get("gr", {}), own_gr), given_gr) if "gr" in parts else None
     if gr is not None and not ({"ratio", "strength"} & set(gr)):
         raise ValueError("method gr needs --ratio or --strength (or one of them in the recipe)")
     return Method("+".join(parts), config, gr, reference)

@@ -43,7 +43,8 @@ def _connect(channel: Any) -> None:
     _channel = channel
 
 
-def _say(name: str, done: int, total: int, text: str = "") -> None:
+def say_here(name: str, done: int, total: int, text: str = "") -> None:
+    """Show, from within a call of `run_calls`, how far it is."""
     _channel.put((name, done, total, text))
 
 
@@ -58,10 +59,10 @@ def _build(settings: Any, threads: int) -> None:
 
     def say(name: str, done: int, total: int) -> None:
         if done % 10 == 0 or done == total:
-            _say(name, done, total, "learning from demonstrations")
+            say_here(name, done, total, "learning from demonstrations")
 
     if isinstance(settings, RewardSettings):
-        build_reward_model(settings, _say)
+        build_reward_model(settings, say_here)
     elif isinstance(settings, PolicySettings):
         build_policy(settings, say)
     else:
@@ -74,9 +75,9 @@ def _run(arm: Arm, folder: Path) -> None:
     def say(row: dict[str, Any]) -> None:
         known = [(label, row.get(name)) for label, name in SHOWN]
         text = " ".join(f"{label} {value:.2g}" for label, value in known if value is not None)
-        _say(arm.name, row["step"], total, text)
+        say_here(arm.name, row["step"], total, text)
 
-    _say(arm.name, 0, total, "starting")
+    say_here(arm.name, 0, total, "starting")
     run_arm(arm, folder, say)
 
 
@@ -144,6 +145,16 @@ def run_all(waiting: list[tuple[Arm, Path]], jobs: int) -> dict[str, str]:
     settings = dict.fromkeys(s for arm, _ in waiting for s in arm.builds())
     builds: dict[str, Call] = {str(s): (_build, s, threads) for s in settings}
     runs: dict[str, Call] = {arm.name: (_run, arm, folder) for arm, folder in waiting}
+    return run_calls(builds, jobs) or run_calls(runs, jobs)
+
+
+def run_calls(calls: dict[str, Call], jobs: int) -> dict[str, str]:
+    """Run named calls, which tell by `say` how far they are; the messages of those that failed.
+
+    In this process, or in `jobs` processes with a line of live progress for each call.
+    """
+    if not calls:
+        return {}
     columns = (
         TextColumn("{task.description:24}"),
         BarColumn(bar_width=24),
@@ -154,10 +165,9 @@ def run_all(waiting: list[tuple[Arm, Path]], jobs: int) -> dict[str, str]:
     with Progress(*columns) as progress:
         screen = _Screen(progress)
         if jobs == 1:
-            return _here(builds, screen) or _here(runs, screen)
+            return _here(calls, screen)
         context = multiprocessing.get_context("spawn")
         with context.Manager() as manager:
             channel = manager.Queue()
             with ProcessPoolExecutor(jobs, context, _connect, (channel,)) as pool:
-                failed = _there(builds, screen, pool, channel)
-                return failed or _there(runs, screen, pool, channel)
+                return _there(calls, screen, pool, channel)

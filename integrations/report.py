@@ -191,9 +191,13 @@ def write_curves(output: Path, folders: Sequence[Path]) -> None:
         writer.writerow(["method", "judge", "seed", *columns])
         for key, rows in tables.items():
             writer.writerows([[*key, *(row.get(name) for name in columns)] for row in rows])
-    _plot(output / "rewards.png", tables, (("proxy", "C1"), ("true", "C0")), "reward", (0.0, 1.0))
-    names = (("grad_norm", "C3"), ("auc", "C2"))
-    _plot(output / "signals.png", tables, names, "gradient norm, judge AUC", None)
+    seen = [row[n] for rows in tables.values() for row in rows for n in ("proxy", "true")]
+    bounded = all(0 <= value <= 1 for value in seen if value is not None)
+    limits = (0.0, 1.0) if bounded else None
+    _plot(output / "rewards.png", tables, (("proxy", "C1"), ("true", "C0")), "reward", limits)
+    other = "auc" if bounded else "reward_accuracy"
+    names = (("grad_norm", "C3"), (other, "C2"))
+    _plot(output / "signals.png", tables, names, f"gradient norm, {other.replace('_', ' ')}", None)
 
 
 def _plot(

@@ -72,10 +72,11 @@ def arguments_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--method", nargs="+", default=["none", "gr", "kl"], metavar="NAME", help="none gr kl")
     add("--recipe", help="tiny (default), smoke, .yaml; with --model: real")
-    add("--world", nargs="+", choices=["A", "B"], help="A: slow, B: steep exploit (A)")
+    add("--world", nargs="+", choices=["A", "B"], help="A: slow, B: steep exploit (A B)")
     add("--world_seed", nargs="+", type=int, help="language, policy and reward model (0)")
     add("--seed", nargs="+", type=int, default=[0], help="of RL: one run per seed")
     add("--trainer", choices=["grpo", "rloo"], default="grpo")
+    add("--alarm", choices=["log", "stop"], help="watch for hacking by the recipe's rule")
     add("--stage", choices=STAGES, help="run this stage alone")
     add("--output", type=Path, required=True, help="folder for the results")
     add("--resume", action="store_true", help="continue what is in --output")
@@ -166,7 +167,11 @@ def make_plan(options: argparse.Namespace, rest: list[str], arguments: list[str]
         method_names.resolve(name, trainer, recipe.methods, given, given_gr, given_reset)
         for name in names
     ]
-    common = {"threads": recipe.threads, "trainer": trainer_name}
+    common: dict[str, Any] = {"threads": recipe.threads, "trainer": trainer_name}
+    if options.alarm:
+        if not recipe.alarm:
+            raise ValueError("--alarm needs a rule: write one under `alarm:` in the recipe")
+        common["alarm"] = {"rule": recipe.alarm, "stop": options.alarm == "stop"}
 
     from .arm import Arm
     from .stage_run import Pipeline, Plan
@@ -207,7 +212,7 @@ def make_plan(options: argparse.Namespace, rest: list[str], arguments: list[str]
             for seed in world_seeds
         ]
         pipelines = [Pipeline(world=reward) for reward in rewards]
-        worlds = [PreferenceWorld(k, r) for k in options.world or ["A"] for r in rewards]
+        worlds = [PreferenceWorld(k, r) for k in options.world or ["A", "B"] for r in rewards]
         arms = [arm(m, seed, world=w) for w in worlds for seed in options.seed for m in methods]
     check_config(arms[0].config, trainer_name)
     return Plan(

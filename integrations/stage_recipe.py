@@ -6,12 +6,15 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from .methods import GR_FIELDS, KL_FIELDS, RESET_FIELDS
+from .alarm import AlarmRule
+from .methods import COMBINED, GR_FIELDS, KL_FIELDS, RESET_FIELDS
 from .recipe import find
 from .stage_options import RlhfConfig
 from .worlds.preferences import PolicySettings, RewardSettings
 
-METHOD_KEYS = {"kl": ("beta",), "reset": (*KL_FIELDS, *RESET_FIELDS), "gr": GR_FIELDS}
+METHOD_KEYS = {
+    "kl": ("beta",), "reset": (*KL_FIELDS, *RESET_FIELDS), "gr": GR_FIELDS, "gr+kl": COMBINED
+}  # fmt: skip
 EVALUATION = {"prompts": 256, "samples": 4, "seed": 0}
 # what a recipe does not decide: which world, which models, which data
 NOT_REAL = (
@@ -30,6 +33,7 @@ class RlhfRecipe:
     trainer: dict[str, Any] = field(default_factory=dict)
     methods: dict[str, dict[str, Any]] = field(default_factory=dict)
     evaluation: dict[str, int] = field(default_factory=dict)
+    alarm: dict[str, Any] = field(default_factory=dict)  # fields of AlarmRule
     threads: int = 1
 
 
@@ -71,7 +75,7 @@ def load(name: str) -> RlhfRecipe:
     _known(data, _names(RlhfRecipe), where)
     if not isinstance(data.get("steps"), int) or data["steps"] < 1:
         raise ValueError(f"{where}: steps must be a whole number of at least 1")
-    for part in ("policy", "reward", "real", "trainer", "methods", "evaluation"):
+    for part in ("policy", "reward", "real", "trainer", "methods", "evaluation", "alarm"):
         data[part] = data.get(part) or {}
     for part, cls, without in (
         ("policy", PolicySettings, ("language", "seed", "version")),
@@ -85,4 +89,10 @@ def load(name: str) -> RlhfRecipe:
         _known(options, METHOD_KEYS[method], f"{where}, methods, {method}")
     _known(data["evaluation"], EVALUATION, f"{where}, evaluation")
     data["evaluation"] = EVALUATION | data["evaluation"]
+    _known(data["alarm"], _names(AlarmRule), f"{where}, alarm")
+    if data["alarm"]:
+        try:
+            AlarmRule(**data["alarm"])
+        except ValueError as error:
+            raise ValueError(f"{where}, alarm: {error}") from None
     return RlhfRecipe(**data)

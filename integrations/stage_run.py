@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,35 +93,13 @@ def _before(pipeline: Pipeline, only: str | None, command: str, threads: int) ->
 
     def say(name: str, done: int, total: int, text: str = "") -> None:
         named = f"{name}{pipeline.name}" if name in STAGES else name
-        parallel._say(named, done, total, text)
+        parallel.say_here(named, done, total, text)
 
     run_stages(pipeline.stages(), say, only, command)
 
 
 def _evaluate(arm: Arm, folder: Path, settings: dict[str, Any]) -> None:
-    evaluate_arm(arm, folder, settings, parallel._say)
-
-
-def run_calls(calls: dict[str, parallel.Call], jobs: int) -> dict[str, str]:
-    """Run named calls in `jobs` processes with a line of progress each; what failed, and why."""
-    if not calls:
-        return {}
-    columns = (
-        parallel.TextColumn("{task.description:24}"),
-        parallel.BarColumn(bar_width=24),
-        parallel.MofNCompleteColumn(),
-        parallel.TimeRemainingColumn(),
-        parallel.TextColumn("{task.fields[text]}"),
-    )
-    with parallel.Progress(*columns) as progress:
-        screen = parallel._Screen(progress)
-        if jobs == 1:
-            return parallel._here(calls, screen)
-        context = multiprocessing.get_context("spawn")
-        with context.Manager() as manager:
-            channel = manager.Queue()
-            with ProcessPoolExecutor(jobs, context, parallel._connect, (channel,)) as pool:
-                return parallel._there(calls, screen, pool, channel)
+    evaluate_arm(arm, folder, settings, parallel.say_here)
 
 
 def run_plan(plan: Plan, waiting: Sequence[tuple[Arm, Path]]) -> int:
@@ -135,7 +111,7 @@ def run_plan(plan: Plan, waiting: Sequence[tuple[Arm, Path]]) -> int:
             f"stages{pipeline.name}": (_before, pipeline, plan.only, plan.command, threads)
             for pipeline in plan.pipelines
         }
-        failed = run_calls(calls, plan.jobs)
+        failed = parallel.run_calls(calls, plan.jobs)
     if not failed and plan.only in (None, "rl"):
         failed = parallel.run_all(list(waiting), plan.jobs)
     folders = {arm.name: plan.output / arm.name for arm in plan.arms}
@@ -146,7 +122,7 @@ def run_plan(plan: Plan, waiting: Sequence[tuple[Arm, Path]]) -> int:
             if (folders[arm.name] / "summary.json").exists()
             and not evaluated(arm, folders[arm.name], plan.evaluation)
         }
-        failed |= run_calls(calls, plan.jobs)
+        failed |= parallel.run_calls(calls, plan.jobs)
     if plan.only not in BEFORE:
         _report(plan)
     for name, message in failed.items():

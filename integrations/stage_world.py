@@ -7,6 +7,7 @@ them, and so do all runs.
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +33,7 @@ def _labels(settings: RewardSettings) -> dict[str, Any]:
 def world_stages(settings: RewardSettings) -> list[Stage]:
     """SFT policy, pairs, labels and reward model of a world.
 
-    The reward model draws its pairs by itself, from the same seeds; the files of the stages pairs
-    and labels are there to be read.
+    A run whose world is not there yet builds it alike without these files, from the same seeds.
     """
     from .worlds import preferences
 
@@ -62,7 +62,11 @@ def world_stages(settings: RewardSettings) -> list[Stage]:
         preferences.build_policy(settings.policy, work.say)
 
     def reward(work: Work) -> None:
-        preferences.build_reward_model(settings, work.say)
+        from datasets import Dataset
+
+        file = labels.folder / "pairs.jsonl"
+        pairs = Dataset.from_list([json.loads(line) for line in file.read_text().splitlines()])
+        preferences.build_reward_model(settings, work.say, pairs)
 
     labelled = _labels(settings)
     sampled = {k: v for k, v in labelled.items() if k != "sharpness"}

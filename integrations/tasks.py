@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 class Task:
     """Policy, data and rewards of one arm, as `loop.make_trainer` needs them.
 
-    `proxy` and `true` score texts, in [0, 1] unless `hack` says otherwise; `reward_scale` is the factor on the one that is trained on. `further` are reward functions that
-    are trained on besides, with their weights.
+    `proxy` and `true` score texts, in [0, 1] unless `hack` says otherwise; `reward_scale` is the
+    factor on the one that is trained on. `further` are reward functions that are trained on
+    besides, with their weights.
     """
 
     model: str  # a path or hub name, not a model: the KL reference is loaded from it too

@@ -70,7 +70,7 @@ def test_worlds_killed_in_their_stages(tmp_path: Path, monkeypatch: pytest.Monke
     ):
         killed(again, after(owner, name, 1))
     assert not list(cache.cache_root().glob("preference-reward-*"))
-    killed(again, after(loop, "write_text", 1))
+    killed(again, after(loop, "write_text", 2))  # the last checkpoint, before the summary
     assert main(again) == 0
     folder = Path("gr+kl-B0-seed0")
     assert same_weights(tmp_path / "whole" / folder, tmp_path / "cut" / folder)

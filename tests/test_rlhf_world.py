@@ -10,9 +10,8 @@ import torch
 from integrations import stage_recipe
 from integrations.__main__ import main as start
 from integrations.rlhf import arguments_parser, main, make_plan
+from integrations.rlhf_plan import Setting, make_arm
 from integrations.stage_data import read_rows
-from integrations.worlds.calibrate_preferences import TRAINER
-from integrations.worlds.preferences import world
 from tests.rlhf_cases import weights
 
 
@@ -79,18 +78,36 @@ def test_rloo_resets_and_stages_alone(tmp_path: Path, capsys: pytest.CaptureFixt
     assert sum(row["gold_chosen"] > row["gold_rejected"] for row in labels) > len(labels) / 2
 
 
-def test_the_tiny_recipe_is_the_calibrated_world() -> None:
-    made = plan("--recipe", "tiny", "--method", "none", "gr", "kl")
-    assert made.arms[0].world.reward == world(0)
-    recipe = stage_recipe.load("tiny")
-    chosen = {k: v for k, v in TRAINER.items() if k not in ("save_strategy", "beta")}
-    assert {k: recipe.trainer[k] for k in chosen if k != "max_steps"} | {
-        "max_steps": recipe.steps
-    } == chosen
-    assert made.arms[1].gr["ratio"] == 1.0
-    assert [arm.config["beta"] for arm in made.arms] == [0.0, 0.0, 0.2]
+def test_the_tiny_recipe_runs_what_the_page_reports() -> None:
+    made = plan("--recipe", "tiny", "--method", "none", "gr", "kl", "gr+kl", "reset")
+    assert [arm.world.name for arm in made.arms] == ["A0"] * 5 + ["B0"] * 5
+    chosen = json.loads(Path("docs/results/rlhf/chosen.json").read_text())
+    saving = ("save_strategy", "save_steps", "save_total_limit")
+    for arm in made.arms:
+        setting = Setting(**chosen[arm.method]) if arm.method != "none" else Setting("", "none")
+        reported = make_arm(setting, arm.world.kind, 0, 0)
+        ours = {k: v for k, v in arm.config.items() if k not in saving}
+        assert ours == {k: v for k, v in reported.config.items() if k not in saving}
+        assert (arm.world, arm.reference) == (reported.world, reported.reference)
+        assert (arm.gr or {}).get("ratio") == (reported.gr or {}).get("ratio")
     for name in ("smoke", "real"):
         assert stage_recipe.load(name).steps
+
+
+def test_a_rule_raises_the_alarm_and_stops_the_run(tmp_path: Path) -> None:
+    recipe = tmp_path / "alarmed.yaml"
+    text = (Path(stage_recipe.__file__).parent / "recipes" / "rlhf-smoke.yaml").read_text()
+    rule = "\nalarm: {kl_limit: -1.0, smooth: 1, baseline: 1}\n"  # holds at the first row
+    recipe.write_text(text + rule)
+    given = ["--recipe", str(recipe), "--world", "A", "--method", "none", "--output"]
+    assert main([*given, str(tmp_path / "log"), "--alarm", "log"]) == 0
+    assert main([*given, str(tmp_path / "stop"), "--alarm", "stop"]) == 0
+    steps = stage_recipe.load("smoke").steps
+    for name, last in (("log", steps), ("stop", 1)):
+        folder = tmp_path / name / "none-A0-seed0"
+        assert read_rows(folder / "metrics.jsonl")[-1]["step"] == last
+        row = read_rows(folder / "monitor.jsonl")[0]
+        assert {"proxy", "gold", "spread", "kl", "accuracy"} <= row.keys()
 
 
 def test_what_is_given_wins_over_the_recipe() -> None:
@@ -124,6 +141,7 @@ def test_what_is_given_wins_over_the_recipe() -> None:
         (["--eval_samples", "1"], "--eval_samples must be at least 2"),
         (["--recipe", "huge"], "unknown recipe 'huge'; known: real, smoke, tiny"),
         (["--sft", "chosen"], "--sft is for real models: give --model too"),
+        (["--recipe", "smoke", "--alarm", "log"], "--alarm needs a rule"),
         (["--jobs", "0"], "--jobs must be at least 1"),
     ],
 )

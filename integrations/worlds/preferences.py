@@ -232,11 +232,14 @@ def raw_scores(
         return model(**reward_inputs(tokenizer, prompts, completions)).logits[:, 0].float()
 
 
-def build_reward_model(settings: RewardSettings, say: Say = silent) -> Path:
+def build_reward_model(
+    settings: RewardSettings, say: Say = silent, pairs: Dataset | None = None
+) -> Path:
     """The folder of the reward model, trained by TRL's RewardTrainer on first use.
 
-    It begins as the starting policy with a new head. `facts.json` holds the mean and the standard
-    deviation of its scores on the pairs' texts, by which `Proxy` standardises them.
+    It begins as the starting policy with a new head, and learns from `pairs` (`sample_pairs`).
+    `facts.json` holds the mean and the standard deviation of its scores on the pairs' texts, by
+    which `Proxy` standardises them.
     """
 
     def build(folder: Path) -> None:
@@ -251,7 +254,7 @@ def build_reward_model(settings: RewardSettings, say: Say = silent) -> Path:
 
         quiet()
         start = build_policy(settings.policy, say)
-        pairs = sample_pairs(settings)
+        rows = sample_pairs(settings) if pairs is None else pairs
         tokenizer: Any = AutoTokenizer.from_pretrained(start)
         grm = settings.method == "grm"
         with torch.random.fork_rng(devices=[]), TemporaryDirectory() as scratch:
@@ -265,7 +268,7 @@ def build_reward_model(settings: RewardSettings, say: Say = silent) -> Path:
             trainer = GRMTrainer(
                 model,
                 GRMConfig(num_train_epochs=settings.epochs, lm_weight=weight, **options),
-                train_dataset=pairs.select_columns(list(PAIR_COLUMNS[:3])),
+                train_dataset=rows.select_columns(list(PAIR_COLUMNS[:3])),
                 processing_class=tokenizer,
             )
             trainer.remove_callback(PrinterCallback)
@@ -277,7 +280,7 @@ def build_reward_model(settings: RewardSettings, say: Say = silent) -> Path:
         model.eval()
         scores = torch.cat(
             [
-                raw_scores(model, tokenizer, pairs["prompt"], pairs[column])
+                raw_scores(model, tokenizer, rows["prompt"], rows[column])
                 for column in ("chosen", "rejected")
             ]
         )
