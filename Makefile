@@ -17,7 +17,7 @@ TEST_FLAGS ?=
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo theory test test-slow results bench lint wheel clean
+.PHONY: help venv demo rlhf theory test test-slow results bench lint wheel clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -37,6 +37,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)  ## the main job: RL against a judge, with no regularization and with GR
 	$(PY) -m integrations judge --method none gr --seed 0 --jobs $(JOBS) --output $(DEMO_OUTPUT) $(DEMO_FLAGS)
 
+rlhf: $(INSTALLED)  ## RLHF in two small worlds: no regularization, GR and KL (minutes)
+	$(PY) -m integrations rlhf --method none gr kl gr+kl --jobs $(JOBS) --output out/rlhf --resume
+
 theory: $(INSTALLED)  ## every statement of the theory, predicted beside measured (minutes)
 	OMP_NUM_THREADS=1 $(PY) -m theory --plots out/theory --json out/theory/checks.json $(THEORY_FLAGS)
 
@@ -51,8 +54,9 @@ test: $(INSTALLED)  ## the tests, all but the slow ones
 test-slow: $(INSTALLED)  ## the slow tests alone
 	$(PY) -m pytest -n $(JOBS) --dist loadfile -m slow $(TEST_FLAGS)
 
-results: $(INSTALLED)  ## every number of the results page, measured again
-	$(PY) -m integrations.results $(RESULTS_FLAGS)
+results: $(INSTALLED)  ## every number of the results pages, measured again (hours)
+	OMP_NUM_THREADS=1 $(PY) -m integrations.results --jobs $(JOBS) $(RESULTS_FLAGS)
+	OMP_NUM_THREADS=1 $(PY) -m integrations.rlhf_results --jobs $(JOBS)
 
 bench: $(INSTALLED)  ## cost of a step and of the judge loop, as ratios to the plain ones
 	$(PY) -m benchmarks.cost $(BENCH_FLAGS)

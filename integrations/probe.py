@@ -23,6 +23,16 @@ from .tasks import Task, generate, prompt_tensors
 FILE = "probe.jsonl"
 
 
+def until_end(ids: Tensor, end: int) -> Tensor:
+    """1 for the tokens of each completion up to its first end token, 0 for the padding behind it.
+
+    >>> until_end(torch.tensor([[5, 2, 0, 0], [5, 6, 7, 8]]), 2).tolist()
+    [[1, 1, 0, 0], [1, 1, 1, 1]]
+    """
+    ends = (ids == end).long()
+    return (ends.cumsum(1) - ends == 0).long()
+
+
 def log_probs(model: Any, ids: Tensor, mask: Tensor, first: int) -> Tensor:
     """Log-probability of each completion, (n,): the sum over its tokens. `first`: prompt length."""
     logits = model(input_ids=ids, attention_mask=mask).logits[:, first - 1 : -1].float()
@@ -121,10 +131,10 @@ class Probe:
         length = int(self.trainer.args.max_completion_length)
         rows = generate(model, task.tokenizer, prompts, 77_000 + step, length, 1.0)
         texts = task.to_texts([], rows)
-        ids = torch.cat([given["input_ids"], torch.tensor(rows)], 1)
-        mask = torch.cat(
-            [given["attention_mask"], torch.ones(n, len(rows[0]), dtype=torch.long)], 1
-        )
+        completions = torch.tensor(rows)
+        written = until_end(completions, task.tokenizer.eos_token_id)
+        mask = torch.cat([given["attention_mask"], written], 1)
+        ids = torch.cat([given["input_ids"], completions], 1)
         first = given["input_ids"].shape[1]
         logged: dict[str, float] = {}
         columns: dict[str, Any] = {"context": prompts, "log_metric": logged.__setitem__}

@@ -150,6 +150,7 @@ def build_bench(rlhf: dict[str, Any], config: dict[str, Any], **settings: Any) -
     if options.judge_model and gold is None:
         judge = PreferenceJudge.from_pretrained(
             options.judge_model,
+            option="--judge_model",
             device=device,
             batch_size=options.sample_batch_size,
             max_new_tokens=options.judge_new_tokens,

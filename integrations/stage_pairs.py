@@ -124,6 +124,7 @@ def _by_judge(config: RlhfConfig, rows: list[Any]) -> Any:
 
     judge = PreferenceJudge.from_pretrained(
         config.judge_model,
+        option="--judge_model",
         device=device_of({}),
         batch_size=config.sample_batch_size,
         max_new_tokens=config.judge_new_tokens,

@@ -1,4 +1,4 @@
-"""Every example in flatopt's docstrings runs."""
+"""Every example in the docstrings runs."""
 
 import doctest
 import importlib
@@ -8,11 +8,17 @@ import pytest
 import torch
 
 import flatopt
+import integrations
 
 MODULES = sorted(m.name for m in pkgutil.iter_modules(flatopt.__path__, "flatopt."))
+SCENARIOS = sorted(
+    m.name
+    for m in pkgutil.walk_packages(integrations.__path__, "integrations.")
+    if not m.ispkg and not m.name.endswith("__main__")
+)
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", MODULES + SCENARIOS)
 def test_examples(name: str) -> None:
     torch.manual_seed(0)
     result = doctest.testmod(importlib.import_module(name), raise_on_error=False)

@@ -1,5 +1,6 @@
 """The probe: sharpness against a case known in closed form, log-probs, and no trace in the run."""
 
+import doctest
 import json
 import math
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from tiny_worlds import SMALL_REWARD, cache  # noqa: F401  (the fixture is used by every test)
 
+from integrations import probe
 from integrations.arm import Arm
 from integrations.loop import make_trainer
 from integrations.probe import log_probs, sharpness
@@ -65,9 +67,34 @@ def test_log_probs_are_those_of_the_model(tmp_path):
     assert got.tolist() == pytest.approx([2 * math.log(0.5), math.log(1 / 6)])
 
 
+def test_examples():
+    assert doctest.testmod(probe).failed == 0
+
+
+def test_a_completion_that_ends_early_weighs_no_padding(monkeypatch, tmp_path):
+    # the first half of the completions ends after three words; what is behind is padding
+    def cut(model, tokenizer, prompts, seed, tokens, temperature):
+        rows = [[8, 9, 10, 2, 0, 0, 0, 0, 0, 0, 0, 0]] * (len(prompts) // 2)
+        return rows + [list(range(8, 20))] * (len(prompts) - len(rows))
+
+    seen = []
+    monkeypatch.setattr(probe, "generate", cut)
+    monkeypatch.setattr(
+        probe, "log_probs", lambda model, ids, mask, first: seen.append(mask[:, first:].sum(1))
+    )
+    arm = make_arm(Setting("none", "none", {"max_steps": 1}), "A", 0, 0)
+    arm = Arm("none", 0, None, None, arm.config, world=PreferenceWorld("A", SMALL_REWARD))
+    task = arm.task()
+    trainer, _ = make_trainer(arm, task, tmp_path)
+    watch = probe.Probe(trainer, task, tmp_path, groups=4, size=2, directions=1)
+    with pytest.raises(TypeError):  # the stand-in gives nothing to go on with
+        watch.measure(0)
+    assert seen[0].tolist() == [4, 4, 4, 4]
+
+
 def test_a_probed_run_is_the_same_run(tmp_path):
     weights = []
-    for probe in (False, True):
+    for probed in (False, True):
         arm = make_arm(Setting("none", "none", {"max_steps": 2}), "B", 0, 3)
         arm = Arm(
             "none",
@@ -76,9 +103,9 @@ def test_a_probed_run_is_the_same_run(tmp_path):
             None,
             arm.config | {"per_device_train_batch_size": 8, "num_generations": 4},
             world=PreferenceWorld("B", SMALL_REWARD),
-            watch={"every": 1, "groups": 4, "size": 4, "directions": 3} if probe else None,
+            watch={"every": 1, "groups": 4, "size": 4, "directions": 3} if probed else None,
         )
-        folder = tmp_path / str(probe)
+        folder = tmp_path / str(probed)
         folder.mkdir()
         trainer, _ = make_trainer(arm, arm.task(), folder)
         trainer.train()

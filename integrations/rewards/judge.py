@@ -5,24 +5,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from transformers import (
-    AutoModelForCausalLM,
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .correctness import completion_text, extract_answer, split_blocks
 from .judge_prompt import (
     LOWEST,
     Case,
     encode_case,
-    forbidden_strings,
     parse_score,
     render_prompt,
 )
-from .pretrained import load_config, load_tokenizer, max_positions
+from .reader import Reader
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +39,7 @@ def case_of(question: str, solution: str, completion: str) -> Case:
     return Case(reasoning, answer or "", solution, question)
 
 
-class JudgeReward:
+class JudgeReward(Reader):
     """Reward in [0, 2]: the judge's score 1..5, as (score - 1) / 2.
 
     A verdict without a score gives `unparsed`, by default 0, the reward of the lowest score. It is
@@ -70,48 +63,17 @@ class JudgeReward:
         unparsed: float | None = 0.0,
         patience: int = 3,
     ) -> None:
-        if min(batch_size, max_new_tokens, patience) < 1:
-            raise ValueError("The judge's batch_size, max_new_tokens, patience must be at least 1.")
-        self.__name__ = "judge"  # TRL names its metrics by it: rewards/judge/mean
-        self.tokenizer = tokenizer
-        self.batch_size = batch_size
-        self.unparsed = unparsed
-        self.patience = patience
-        self.batches = self.seen = self.parsed = 0
-        self.forbidden = forbidden_strings(tokenizer)
-        self.limit = self._input_limit(model, max_new_tokens, max_input_tokens)
-        self.model = model.eval().requires_grad_(False)
-        eos = getattr(model.generation_config, "eos_token_id", None)
-        many = eos if isinstance(eos, list) else [eos]
-        ends = {i for i in (tokenizer.eos_token_id, *many) if isinstance(i, int)}
-        # Replaced, not changed: chat models ship sampling settings and a repetition penalty, and
-        # the penalty alone moves the score, because the digits occur in the prompt.
-        self.model.generation_config = GenerationConfig(
-            do_sample=False,
+        super().__init__(
+            model,
+            tokenizer,
+            batch_size=batch_size,
             max_new_tokens=max_new_tokens,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=sorted(ends),
+            max_input_tokens=max_input_tokens,
+            patience=patience,
         )
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        name: str,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        **options: Any,
-    ) -> "JudgeReward":
-        """Load the judge from a folder or hub name; bfloat16 on a GPU, float32 elsewhere."""
-        tokenizer = load_tokenizer(name, "--judge-model")
-        load_config(name, tokenizer, "--judge-model")
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        dtype = dtype or (torch.float32 if place.type == "cpu" else torch.bfloat16)
-        model = AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype, trust_remote_code=False, use_safetensors=True
-        )
-        model.to(place)  # pyright: ignore
-        return cls(model, tokenizer, **options)
+        self.__name__ = "judge"  # TRL names its metrics by it: rewards/judge/mean
+        self.unparsed = unparsed
+        self.batches = self.seen = self.parsed = 0
 
     def __call__(
         self,
@@ -166,18 +128,6 @@ class JudgeReward:
             raise ValueError(self._no_score("on a test case", verdict.text))
         return verdict
 
-    @torch.no_grad()
-    def _generate(self, inputs: list[list[int]]) -> list[str]:
-        """Continue each list of token ids greedily; returns the new text of each."""
-        length = max(len(ids) for ids in inputs)
-        pad = self.tokenizer.pad_token_id
-        device = self.model.device
-        # Left padding: generation continues at the right end.   ids, mask: (batch, length)
-        ids = torch.tensor([[pad] * (length - len(i)) + i for i in inputs], device=device)
-        mask = torch.tensor([[0] * (length - len(i)) + [1] * len(i) for i in inputs], device=device)
-        output = self.model.generate(input_ids=ids, attention_mask=mask)  # pyright: ignore
-        return self.tokenizer.batch_decode(output[:, length:], skip_special_tokens=True)
-
     def _count(self, verdicts: list[Verdict]) -> None:
         parsed = sum(v.score is not None for v in verdicts)
         self.seen += len(verdicts)
@@ -197,22 +147,6 @@ class JudgeReward:
             "    --judge-model Qwen/Qwen2.5-1.5B-Instruct"
         )
 
-    def _input_limit(self, model: PreTrainedModel, new: int, wanted: int | None) -> int:
-        """The most tokens a prompt may have, checked against what the model can read."""
-        positions = max_positions(model.config.get_text_config())
-        limit = wanted if wanted is not None else 2048
-        if positions is not None and wanted is None:
-            limit = min(limit, positions - new)
-        if positions is not None and limit + new > positions:
-            raise ValueError(
-                f"The judge reads {positions} tokens; {limit} of input and {new} new ones do not "
-                f"fit. Set max_input_tokens to at most {positions - new}."
-            )
+    def frame(self) -> list[int]:
         frame = render_prompt(Case("", "", "", ""), self.tokenizer, ())
-        needed = len(self.tokenizer(frame)["input_ids"])  # pyright: ignore
-        if needed + 64 > limit:
-            raise ValueError(
-                f"The judge's instruction and example take {needed} tokens of {limit}; at least 64 "
-                "more are needed for a case. Raise max_input_tokens, or give another judge."
-            )
-        return limit
+        return self.tokenizer(frame)["input_ids"]  # pyright: ignore

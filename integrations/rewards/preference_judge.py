@@ -6,16 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from transformers import (
-    AutoModelForCausalLM,
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .judge_prompt import forbidden_strings, neutralise
-from .pretrained import load_config, load_tokenizer, max_positions
+from .judge_prompt import neutralise
+from .reader import Reader
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +57,7 @@ def prompt_of(prompt: Any) -> str:
     return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
 
 
-class PreferenceJudge:
+class PreferenceJudge(Reader):
     """Compares pairs of replies by a causal LM, greedily; no random numbers are used.
 
     `seen`, `unparsed`, `ties` count pairs. An error is raised where none of the first `patience`
@@ -80,39 +74,15 @@ class PreferenceJudge:
         max_new_tokens: int = 16,
         patience: int = 3,
     ) -> None:
-        if min(batch_size, max_new_tokens, patience) < 1:
-            raise ValueError("The judge's batch_size, max_new_tokens, patience must be at least 1.")
-        self.tokenizer, self.batch_size, self.patience = tokenizer, batch_size, patience
-        self.seen = self.unparsed = self.ties = self.batches = 0
-        self.forbidden = forbidden_strings(tokenizer)
-        self.limit = self._input_limit(model, max_new_tokens, max_input_tokens)
-        self.model = model.eval().requires_grad_(False)
-        eos = getattr(model.generation_config, "eos_token_id", None)
-        many = eos if isinstance(eos, list) else [eos]
-        ends = {i for i in (tokenizer.eos_token_id, *many) if isinstance(i, int)}
-        # Replaced, not changed: chat models ship sampling settings and a repetition penalty.
-        self.model.generation_config = GenerationConfig(
-            do_sample=False,
+        super().__init__(
+            model,
+            tokenizer,
+            batch_size=batch_size,
             max_new_tokens=max_new_tokens,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=sorted(ends),
+            max_input_tokens=max_input_tokens,
+            patience=patience,
         )
-
-    @classmethod
-    def from_pretrained(
-        cls, name: str, *, device: str = "cpu", **options: Any
-    ) -> "PreferenceJudge":
-        """Load the judge from a folder or hub name; bfloat16 on a GPU, float32 elsewhere."""
-        tokenizer = load_tokenizer(name, "--judge_model")
-        load_config(name, tokenizer, "--judge_model")
-        model = AutoModelForCausalLM.from_pretrained(
-            name,
-            dtype=torch.float32 if device == "cpu" else torch.bfloat16,
-            trust_remote_code=False,
-            use_safetensors=True,
-        )
-        model.to(device)  # pyright: ignore
-        return cls(model, tokenizer, **options)
+        self.seen = self.unparsed = self.ties = self.batches = 0
 
     def __call__(
         self, prompts: Sequence[Any], first: Sequence[str], second: Sequence[str]
@@ -187,17 +157,6 @@ class PreferenceJudge:
         plain = self.tokenizer.chat_template is None  # a template writes its own special tokens
         return self.tokenizer(text, add_special_tokens=plain)["input_ids"]  # pyright: ignore
 
-    @torch.no_grad()
-    def _generate(self, inputs: list[list[int]]) -> list[str]:
-        """Continue each list of token ids greedily; returns the new text of each."""
-        length = max(len(ids) for ids in inputs)
-        pad, device = self.tokenizer.pad_token_id, self.model.device
-        # Left padding: generation continues at the right end.   ids, mask: (batch, length)
-        ids = torch.tensor([[pad] * (length - len(i)) + i for i in inputs], device=device)
-        mask = torch.tensor([[0] * (length - len(i)) + [1] * len(i) for i in inputs], device=device)
-        output = self.model.generate(input_ids=ids, attention_mask=mask)  # pyright: ignore
-        return self.tokenizer.batch_decode(output[:, length:], skip_special_tokens=True)
-
     def _count(self, made: list[Comparison]) -> None:
         self.batches += 1
         self.seen += len(made)
@@ -211,21 +170,5 @@ class PreferenceJudge:
                 "    --judge_model Qwen/Qwen2.5-1.5B-Instruct"
             )
 
-    def _input_limit(self, model: PreTrainedModel, new: int, wanted: int | None) -> int:
-        """The most tokens a prompt may have, checked against what the model can read."""
-        positions = max_positions(model.config.get_text_config())
-        limit = 2048 if wanted is None else wanted
-        if positions is not None and wanted is None:
-            limit = min(limit, positions - new)
-        if positions is not None and limit + new > positions:
-            raise ValueError(
-                f"The judge reads {positions} tokens; {limit} of input and {new} new ones do not "
-                f"fit. Set max_input_tokens to at most {positions - new}."
-            )
-        needed = len(self._ids(self.render("", "", "")))
-        if needed + 64 > limit:
-            raise ValueError(
-                f"The judge's instruction and example take {needed} tokens of {limit}; at least 64 "
-                "more are needed for a pair. Raise max_input_tokens, or give another judge."
-            )
-        return limit
+    def frame(self) -> list[int]:
+        return self._ids(self.render("", "", ""))
