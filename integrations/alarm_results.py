@@ -18,21 +18,15 @@ from .rlhf_tables import Run, labels_of, ran
 
 SEEN: dict[str, Any] = {  # without any label
     "kl_limit": [None, 3.0, 6.0, 12.0],
-    "spread_jump": [None, 1.25, 1.5, 2.0],
-    "grad_jump": [None, 2.0, 3.0],
-    "entropy_fall": [None, 0.5, 0.7],
-    "proxy_excess": [None, 1.0, 2.0, 3.0],
+    "spread_jump": [None, 1.5, 2.0],
+    "entropy_fall": [None, 0.7],
+    "proxy_excess": [None, 2.0, 3.0],
     "patience": [1, 3],
 }
-GRIDS: dict[str, dict[str, Any]] = {
+GRIDS: dict[str, dict[str, Any]] = {  # each holds the one before: more is known
     "nothing known": SEEN,
-    "labels": {
-        "accuracy_floor": [0.45, 0.5, 0.55, 0.6],
-        "kl_limit": SEEN["kl_limit"],
-        "spread_jump": SEEN["spread_jump"],
-        "patience": [1, 3, 6],
-    },
-    "gold": {"gold_fall": [0.1, 0.2, 0.3, 0.4], "patience": [1, 3, 6]},
+    "labels": SEEN | {"accuracy_floor": [None, 0.45, 0.5, 0.55]},
+    "gold": SEEN | {"gold_fall": [None, 0.1, 0.2, 0.3]},
 }
 
 

@@ -139,10 +139,10 @@ def check_gr(arm: Any) -> None:
 
 def check_config(config: dict[str, Any], trainer: str | None = None) -> None:
     """Let the trainer's config object now rather than in the middle; check what resuming needs."""
-    from .loop import GRPO_ONLY, trainer_classes
+    from .loop import trainer_classes, without_grpo
 
     if trainer == "rloo":
-        config = {k: v for k, v in config.items() if k not in GRPO_ONLY}
+        config = without_grpo(config)
     checked = trainer_classes(trainer)[0](output_dir="unused", **config)
     if checked.save_strategy == "steps" and checked.save_steps % checked.logging_steps:
         raise ValueError(

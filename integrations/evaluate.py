@@ -117,14 +117,18 @@ def _until_end(row: list[int], ends: Sequence[int]) -> list[int]:
 
 
 def sample(
-    model: Any, bench: Bench, ends: Sequence[int], say: Callable[[int], None]
+    model: Any, bench: Bench, ends: Sequence[int], say: Callable[[int], None], stream: int = 0
 ) -> list[list[int]]:
-    """`bench.samples` completions of each prompt, prompt by prompt, as token ids."""
+    """`bench.samples` completions of each prompt, prompt by prompt, as token ids.
+
+    Two policies are given two `stream`s of random numbers, so that their completions are
+    independent: with the same numbers two similar policies write the same texts.
+    """
     repeated = [prompt for prompt in bench.prompts for _ in range(bench.samples)]
     rows: list[list[int]] = []
     for start in range(0, len(repeated), bench.batch):
         part = repeated[start : start + bench.batch]
-        seed = 1_000_003 * bench.seed + start  # another one for each batch
+        seed = 1_000_003 * (2 * bench.seed + stream) + start  # another one for each batch
         made = generate(model, bench.tokenizer, part, seed, bench.tokens, 1.0)
         rows += [_until_end(row, ends) for row in made]
         say(len(rows))
@@ -168,7 +172,9 @@ def evaluate_policy(
     half = len(bench.prompts) * bench.samples
     say(name, 0, 2 * half, "starting")
     old = sample(sft, bench, ends, lambda done: say(name, done, 2 * half, "the SFT policy writes"))
-    rows = sample(policy, bench, ends, lambda done: say(name, half + done, 2 * half, "it writes"))
+    rows = sample(
+        policy, bench, ends, lambda done: say(name, half + done, 2 * half, "it writes"), stream=1
+    )
     texts = [[bench.to_text(row) for row in some] for some in (old, rows)]
     repeated = [prompt for prompt in bench.prompts for _ in range(bench.samples)]
 
@@ -179,7 +185,7 @@ def evaluate_policy(
     result: dict[str, Any] = {
         "prompts": len(bench.prompts),
         "samples": bench.samples,
-        "seed": bench.seed,
+        "eval_seed": bench.seed,
         "gold": None,
         "gold_error": None,
         "gold_sft": None,

@@ -99,6 +99,10 @@ class HackMonitor(TrainerCallback):
         if share_every and trainer.accelerator.num_processes > 1:
             logger.warning("HackMonitor: no signal share with several processes")
             share_every = None
+        if rule is not None:
+            _check_signals(
+                rule, trainer, gold is not None or labels is not None, share_every, start
+            )
         self.trainer, self.labels, self.start = trainer, labels, start
         self.gold, self.proxy = gold, proxy
         self.share_every, self.on_alarm, self.stop = share_every, on_alarm, stop
@@ -251,13 +255,29 @@ class HackMonitor(TrainerCallback):
                 self.on_alarm(reason, row)
 
 
+def _check_signals(
+    rule: AlarmRule, trainer: Any, gold: bool, share_every: int | None, start: Any
+) -> None:
+    """ValueError for a threshold on a signal that will never be measured: it would never fire."""
+    kl = start is not None or getattr(trainer, "beta", 0.0) > 0
+    for names, measured, missing in (
+        (("accuracy_floor", "gold_fall"), gold, "gold= or labels="),
+        (("share_fall",), share_every is not None, "share_every="),
+        (("kl_limit",), kl, "start= (a copy of the start policy), or a KL term"),
+    ):
+        for name in names:
+            if getattr(rule, name) is not None and not measured:
+                raise ValueError(f"{name} would never hold, it is not measured: give {missing}")
+
+
 def group_spread(values: Tensor) -> float:
     """Mean over the groups of the standard deviation within a group (groups, samples); or NaN.
 
-    Values that are NaN are left out, and groups with fewer than two others.
+    As in `monitor.spreads`: of the group itself (divided by n). Values that are NaN are left out,
+    and groups with fewer than two others.
     """
     kept = [row[~row.isnan()] for row in values]
-    spreads = [float(row.std()) for row in kept if len(row) > 1]
+    spreads = [float(row.std(correction=0)) for row in kept if len(row) > 1]
     return mean(spreads) if spreads else math.nan
 
 

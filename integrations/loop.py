@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import time
@@ -46,6 +47,10 @@ def _callback(monitor: Monitor) -> Any:
     class Watch(TrainerCallback):
         """Writes a row at each log, and marks each checkpoint as whole."""
 
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == state.max_steps:
+                control.should_log = True  # the steps since the last log make a row too
+
         def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             monitor.write(state.global_step, kwargs.get("logs") or {})
 
@@ -65,6 +70,22 @@ def trainer_classes(name: str | None) -> tuple[Any, Any]:
     return trl.GRPOConfig, trl.GRPOTrainer
 
 
+def without_grpo(given: dict[str, Any]) -> dict[str, Any]:
+    """A config for RLOO: without the losses and scalings of GRPO, which recipes hold.
+
+    ValueError for another field that RLOOConfig does not have: leaving it out would change the run.
+    """
+    known = {f.name for f in dataclasses.fields(trainer_classes("rloo")[0])}
+    given = {k: v for k, v in given.items() if k not in GRPO_ONLY}
+    unknown = sorted(set(given) - known)
+    if unknown:
+        raise ValueError(
+            f"{', '.join(unknown)}: a field of GRPOConfig that RLOO does not have. Take it out, or "
+            "use --trainer grpo"
+        )
+    return given
+
+
 def trainer_config(arm: Arm, task: Task, folder: Path) -> Any:
     """The config of the arm's trainer."""
     given = dict(arm.config)
@@ -79,7 +100,7 @@ def trainer_config(arm: Arm, task: Task, folder: Path) -> Any:
         given["model_init_kwargs"] = task.model_init
     config, _ = trainer_classes(arm.trainer)
     if arm.trainer == "rloo":
-        given = {k: v for k, v in given.items() if k not in GRPO_ONLY}
+        given = without_grpo(given)
     return config(output_dir=str(folder), seed=arm.seed, **given)
 
 
@@ -126,7 +147,7 @@ def make_trainer(arm: Arm, task: Task, folder: Path, say: Say | None = None) -> 
         from .alarm import AlarmRule
         from .hack_monitor import HackMonitor
 
-        HackMonitor(
+        watch = HackMonitor(
             trainer,
             AlarmRule(**arm.alarm["rule"]),
             proxy="proxy",
@@ -136,6 +157,7 @@ def make_trainer(arm: Arm, task: Task, folder: Path, say: Say | None = None) -> 
             stop=bool(arm.alarm.get("stop")),
             path=folder / "monitor.jsonl",
         )
+        monitor.watch = watch
     trainer.add_callback(_callback(monitor))
     if arm.gr is not None or arm.reference is not None:
         import flatopt
@@ -149,6 +171,22 @@ def last_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that was written to its end."""
     found = [p for p in folder.glob("checkpoint-*") if (p / "complete").exists()]
     return max(found, key=lambda p: int(p.name.split("-")[1]), default=None)
+
+
+def alarm_of(checkpoint: Path) -> dict[str, Any] | None:
+    """The state of the alarm that a checkpoint holds, or None."""
+    from .hack_monitor import STATE
+
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    return (state.get("stateful_callbacks", {}).get(STATE) or {}).get("alarm")
+
+
+def stopped(arm: Arm, checkpoint: Path) -> bool:
+    """Whether the alarm had stopped the run at this checkpoint."""
+    if not (arm.alarm and arm.alarm.get("stop")):
+        return False
+    state = alarm_of(checkpoint)
+    return bool(state) and state["fired_at"] is not None
 
 
 def _cut_back(path: Path, step: int) -> None:
@@ -193,9 +231,11 @@ def run_arm(arm: Arm, folder: Path, say: Say | None = None) -> None:
         _cut_back(monitor.path, int(checkpoint.name.split("-")[1]))
     resumed_from = int(checkpoint.name.split("-")[1]) if checkpoint else 0
     begin = time.perf_counter()
-    if checkpoint and resumed_from >= trainer.args.max_steps > 0:
+    watched_alarm = None
+    if checkpoint and (resumed_from >= trainer.args.max_steps > 0 or stopped(arm, checkpoint)):
         # killed after its last step: train() would take one more
         trainer._load_from_checkpoint(str(checkpoint))
+        watched_alarm = alarm_of(checkpoint)
     else:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.perf_counter() - begin
@@ -209,9 +249,14 @@ def run_arm(arm: Arm, folder: Path, say: Say | None = None) -> None:
     # written last and whole: the run counts as finished from here on
     judge = arm.judge.index if arm.judge else None
     summary: dict[str, Any] = {"method": arm.method, "seed": arm.seed, "judge": judge}
+    if arm.trainer:
+        summary["trainer"] = arm.trainer
     if arm.world:
         summary |= {"world": arm.world.kind, "world_seed": arm.world.reward.seed}
     summary |= summarise(read_rows(monitor.path), task.hack)
+    if arm.alarm is not None:
+        alarm = watched_alarm if watched_alarm else monitor.watch.alarm.state()
+        summary["alarm"] = {name: alarm[name] for name in ("fired_at", "reason")}
     summary |= {"seconds": round(seconds, 1), "resumed_from": resumed_from}
     summary |= {"settings": arm.plain(), "environment": environment()}
     write_text(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False))

@@ -143,6 +143,7 @@ class Monitor:
         self.watched = [name for name in watched if name not in TRAINER_NAMES]
         self.trainer: Any = None
         self.start: PreTrainedModel | None = None
+        self.watch: Any = None  # the HackMonitor, if there is one
         self._seen: dict[str, list[float]] = {"proxy": [], "true": [], "format": [], "spread": []}
         self._kl: list[float] = []
 
@@ -153,9 +154,16 @@ class Monitor:
         self._seen["proxy"] += values
         self._seen["format"] += [float(self.is_formatted(text)) for text in texts]
         self._seen["spread"] += spreads(values, getattr(self.trainer, "num_generations", 1))
-        if (columns["trainer_state"].global_step + 1) % self.every == 0:
+        if self._before_a_log(columns["trainer_state"].global_step):
             self._measure_kl(prompts, completion_ids)
         return values if self.shape is None else self.shape(values)
+
+    def _before_a_log(self, step: int) -> bool:
+        """Whether a log comes before completions are drawn again; `step`: how many are done."""
+        arguments = getattr(self.trainer, "args", None)
+        steps = getattr(arguments, "steps_per_generation", None) or 1
+        steps *= getattr(arguments, "num_iterations", None) or 1
+        return (step + steps) // self.every > step // self.every
 
     def true(self, prompts: list, completions: list, completion_ids: list, **columns: Any) -> list:
         """Whether the completion is really right. Its weight is 0 except in the control."""

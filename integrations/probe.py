@@ -11,12 +11,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .cache import write_text
 from .monitor import finite, read_rows
 from .tasks import Task, generate, prompt_tensors
 
@@ -67,12 +69,25 @@ def sharpness(
     return worst, length / math.sqrt(sum(p.numel() for p in kept))
 
 
+@dataclass
+class Sample:
+    """Completions of one policy: ids, mask (n, tokens), `start` of the completion; (n,) rewards."""
+
+    ids: Tensor
+    mask: Tensor
+    start: int
+    proxy: Tensor
+    gold: Tensor
+    advantage: Tensor  # proxy less the mean of the others of its prompt
+    logged: dict[str, float]  # accuracy and loss of the proxy
+
+
 class Probe:
     """Measures every `every` steps of a trainer, before the first step too; rows in probe.jsonl.
 
     groups, size: prompts, and completions of each. directions, radii: of the sharpness. J is the
-    mean proxy of the samples, reweighted by pi_{phi+e} / pi_phi (normalised to mean 1): only near
-    phi does that estimate J(phi + e), so the radii are small.
+    mean advantage of a second set of samples, reweighted by pi_{phi+e} / pi_phi (normalised to mean
+    1): only near phi does that estimate J(phi + e), so the radii are small.
     """
 
     def __init__(
@@ -111,7 +126,7 @@ class Probe:
         """Measure, and append the row; rows from `step` on (of a killed run) are dropped."""
         rows = [row for row in read_rows(self.path) if row["step"] < step]
         text = [json.dumps(row, allow_nan=False) for row in [*rows, finite(self.measure(step))]]
-        self.path.write_text("\n".join(text) + "\n", encoding="utf-8")
+        write_text(self.path, "\n".join(text) + "\n")
 
     def measure(self, step: int) -> dict[str, Any]:
         """One row: proxy, gold, gradient norm, signal share, sharpness, accuracy, loss."""
@@ -125,39 +140,22 @@ class Probe:
             model.train(training)
 
     def _measure(self, model: Any, step: int) -> dict[str, Any]:
-        task, n = self.task, self.groups * self.size
-        prompts = [prompt for prompt in self.prompts for _ in range(self.size)]
-        given = prompt_tensors(task.tokenizer, prompts)
-        length = int(self.trainer.args.max_completion_length)
-        rows = generate(model, task.tokenizer, prompts, 77_000 + step, length, 1.0)
-        texts = task.to_texts([], rows)
-        completions = torch.tensor(rows)
-        written = until_end(completions, task.tokenizer.eos_token_id)
-        mask = torch.cat([given["attention_mask"], written], 1)
-        ids = torch.cat([given["input_ids"], completions], 1)
-        first = given["input_ids"].shape[1]
-        logged: dict[str, float] = {}
-        columns: dict[str, Any] = {"context": prompts, "log_metric": logged.__setitem__}
-        proxy = torch.tensor(task.proxy(texts, columns))
-        assert task.true is not None
-        gold = torch.tensor(task.true(texts, columns))
-        by_group = proxy.view(self.groups, self.size)
-        advantage = (
-            (by_group - by_group.mean(1, keepdim=True)) * self.size / (self.size - 1)
-        ).view(-1)
+        first = self._sample(model, 77_000 + step)
+        second = self._sample(model, 78_000 + step)
         with torch.enable_grad():
+            half = len(first.ids) // 2
             halves = [
-                self._gradient(model, ids[part], mask[part], first, advantage[part])
-                for part in (slice(0, n // 2), slice(n // 2, n))
+                self._gradient(model, first, part) for part in (slice(half), slice(half, None))
             ]
         both = sum(float((a * b).sum()) for a, b in zip(*halves, strict=True))
         square = sum(float((a + b).square().sum()) / 4 for a, b in zip(*halves, strict=True))
         with torch.no_grad():
-            old = log_probs(model, ids, mask, first)
+            # of other samples than the gradient, lest their noise make the two agree
+            old = log_probs(model, second.ids, second.mask, second.start)
 
             def expected() -> float:
-                weight = (log_probs(model, ids, mask, first) - old).exp()
-                return float((weight * proxy).sum() / weight.sum())
+                weight = (log_probs(model, second.ids, second.mask, second.start) - old).exp()
+                return float((weight * second.advantage).sum() / weight.sum())
 
             sharp: dict[str, float] = {}
             for radius in self.radii:
@@ -165,20 +163,46 @@ class Probe:
                 worst, unit = sharpness(model, expected, self.directions, radius, generator)
                 sharp |= {f"sharpness_{radius:g}": worst, f"unit_{radius:g}": unit}
         return {
-            "proxy": proxy.mean().item(),
-            "true": gold.mean().item(),
+            "proxy": first.proxy.mean().item(),
+            "true": first.gold.mean().item(),
             "grad_norm": math.sqrt(square),
             "grad_square": both,  # of independent halves: unbiased for ||grad J||^2
             "signal_share": both / square if square > 0 else None,
             **sharp,
-            "spread": by_group.std(1, correction=0).mean().item(),
-            **logged,
+            "spread": first.proxy.view(self.groups, self.size).std(1, correction=0).mean().item(),
+            **first.logged,
         }
 
-    def _gradient(
-        self, model: Any, ids: Tensor, mask: Tensor, first: int, advantage: Tensor
-    ) -> Sequence[Tensor]:
-        """The policy gradient of the expected proxy, per completion."""
+    def _sample(self, model: Any, seed: int) -> Sample:
+        """Fresh completions of the probe's prompts, with their rewards."""
+        task, n = self.task, self.groups * self.size
+        prompts = [prompt for prompt in self.prompts for _ in range(self.size)]
+        given = prompt_tensors(task.tokenizer, prompts)
+        length = int(self.trainer.args.max_completion_length)
+        rows = generate(model, task.tokenizer, prompts, seed, length, 1.0)
+        texts = task.to_texts([], rows)
+        completions = torch.tensor(rows)
+        end: Any = task.tokenizer.eos_token_id
+        written = until_end(completions, end)
+        mask = torch.cat([given["attention_mask"], written], 1)
+        logged: dict[str, float] = {}
+        columns: dict[str, Any] = {"context": prompts, "log_metric": logged.__setitem__}
+        proxy = torch.tensor(task.proxy(texts, columns))
+        assert task.true is not None
+        by_group = proxy.view(self.groups, self.size)
+        left_out = self.size / (self.size - 1)  # the baseline is the mean of the others
+        return Sample(
+            ids=torch.cat([given["input_ids"], completions], 1),
+            mask=mask,
+            start=given["input_ids"].shape[1],
+            proxy=proxy,
+            gold=torch.tensor(task.true(texts, columns)),
+            advantage=(by_group - by_group.mean(1, keepdim=True)).view(n) * left_out,
+            logged=logged,
+        )
+
+    def _gradient(self, model: Any, sample: Sample, part: slice) -> Sequence[Tensor]:
+        """The policy gradient of the expected proxy on some of the completions."""
         params = [p for p in model.parameters() if p.requires_grad]
-        value = (log_probs(model, ids, mask, first) * advantage).mean()
-        return torch.autograd.grad(value, params)
+        logps = log_probs(model, sample.ids[part], sample.mask[part], sample.start)
+        return torch.autograd.grad((logps * sample.advantage[part]).mean(), params)

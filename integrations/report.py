@@ -156,7 +156,9 @@ def by_method(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Means over the runs of each method, in each kind of preference world."""
 
     def label(run: dict[str, Any]) -> str:
-        return f"{run['method']} ({run['world']})" if run.get("world") else run["method"]
+        trainer = f" {run['trainer']}" if run.get("trainer") else ""
+        world = f" ({run['world']})" if run.get("world") else ""
+        return run["method"] + trainer + world
 
     table: dict[str, Any] = {}
     for name in dict.fromkeys(map(label, runs)):
@@ -179,7 +181,8 @@ def write_curves(output: Path, folders: Sequence[Path]) -> None:
     for folder in folders:
         settings = json.loads((folder / "settings.json").read_text())
         world = settings.get("world") or {}
-        method = f"{settings['method']} ({world['kind']})" if world else settings["method"]
+        method = settings["method"] + (f" {settings['trainer']}" if "trainer" in settings else "")
+        method += f" ({world['kind']})" if world else ""
         place = world["reward"]["seed"] if world else (settings.get("judge") or {}).get("index")
         tables[(method, place, settings["seed"])] = read_rows(folder / "metrics.jsonl")
     tables = {key: rows for key, rows in tables.items() if rows}

@@ -140,6 +140,8 @@ def make_plan(options: argparse.Namespace, rest: list[str], arguments: list[str]
     names = ["+".join(method_names.split(name)) for name in options.method]
     world_seeds = [0] if options.world_seed is None else options.world_seed
     check_lists(names, {"seed": options.seed, "world_seed": world_seeds}, options.jobs)
+    if len(set(options.world or [])) < len(options.world or []):
+        raise ValueError("--world names one world twice")
     given_gr, given_reset = given_method_options(options)
     # the checks that need no heavy import come first
     method_names.check_used(names, {}, given_gr, given_reset)

@@ -73,7 +73,8 @@ def plot_curves(path: Path, curves: Sequence[dict[str, Any]], labels: Sequence[s
             panel.set_ylim(-2.5, 1.6)
             if name == "kl_start":
                 panel.set_xscale("symlog", linthresh=1)
-            if name == "proxy":
+                panel.set_xlim(left=0)
+            if name == "proxy" and world == "B":  # the exploit pays without end
                 panel.set_xscale("symlog", linthresh=2)
         line[0].set_ylabel(f"gold, world {world}")
     panels[0][0].legend(frameon=False, fontsize=7)

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 from .preferences import load_preferences
 from .rewards.correctness import completion_text
 from .rewards.pretrained import load_tokenizer
-from .stage_data import data_fingerprint, hold_out, load_prompts
+from .stage_data import (
+    data_fingerprint,
+    hold_out,
+    key_of,
+    load_demonstrations,
+    load_prompts,
+)
 from .stage_options import RlhfConfig
 
 if TYPE_CHECKING:
@@ -37,6 +43,16 @@ def read_prompts(config: RlhfConfig) -> tuple[list[Any], list[Any]]:
     else:
         prompts = [row["prompt"] for row in read_preferences(config)]
     return hold_out(prompts, config.eval_prompts, source)
+
+
+def read_demonstrations(config: RlhfConfig) -> list[dict[str, Any]]:
+    """The demonstrations of `sft`, but for held-out prompts; ValueError if none is left."""
+    held_out = {key_of(prompt) for prompt in read_prompts(config)[1]}
+    rows = load_demonstrations(config.sft_kind, config.split, config.limit)
+    rows = [row for row in rows if key_of(row["prompt"]) not in held_out]
+    if not rows:
+        raise ValueError(f"--sft {config.sft_kind}: each of its prompts is held out for evaluation")
+    return rows
 
 
 def device_of(config: dict[str, Any]) -> str:

@@ -6,8 +6,7 @@ from typing import Any
 
 from .rewards.correctness import completion_text
 from .rewards.pretrained import load_config, load_tokenizer, max_positions
-from .rlhf_real import read_preferences, read_prompts
-from .stage_data import load_demonstrations
+from .rlhf_real import read_demonstrations, read_preferences, read_prompts
 from .stage_options import RlhfConfig
 
 
@@ -20,12 +19,18 @@ def _check_lengths(
             f"--model {config.model}: the prompts are chats, and its tokenizer has no chat "
             "template. Give an instruction-tuned model, or write the prompts as text."
         )
-    longest = 0
+    longest, shortest = 0, 10**9
     for prompt in prompts:
         text = prompt
         if chat:
             text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-        longest = max(longest, len(tokenizer(text, add_special_tokens=not chat)["input_ids"]))
+        size = len(tokenizer(text, add_special_tokens=not chat)["input_ids"])
+        longest, shortest = max(longest, size), min(shortest, size)
+    if config.max_length <= shortest:
+        raise ValueError(
+            f"--max_length {config.max_length}: the shortest prompt alone has {shortest} tokens, "
+            "so that no completion would be left to learn from. Raise it."
+        )
     if room is not None and longest + config.tokens > room:
         raise ValueError(
             f"The policy reads {room} tokens; the longest prompt has {longest} and a completion "
@@ -43,9 +48,13 @@ def check_inputs(config: RlhfConfig) -> list[str]:
     tokenizer = load_tokenizer(config.model, "--model")
     model_config = load_config(config.model, tokenizer, "--model")
     if config.judge_model:
-        load_config(
-            config.judge_model, load_tokenizer(config.judge_model, "--judge_model"), "--judge_model"
-        )
+        reader = load_tokenizer(config.judge_model, "--judge_model")
+        kinds = load_config(config.judge_model, reader, "--judge_model").architectures or []
+        if not any(kind.endswith(("ForCausalLM", "LMHeadModel")) for kind in kinds):
+            raise ValueError(
+                f"--judge_model {config.judge_model}: {', '.join(kinds) or 'unknown'} is no causal "
+                "LM, and cannot write a verdict. A classifier is a --gold_model"
+            )
     train, held_out = read_prompts(config)
     _check_lengths(config, tokenizer, [*train, *held_out], max_positions(model_config))
     pairs = read_preferences(config) if config.preferences else []
@@ -55,7 +64,7 @@ def check_inputs(config: RlhfConfig) -> list[str]:
             kinds.reverse()
         raise ValueError(f"--preferences holds {kinds[0]}, --prompts {kinds[1]}. Write them alike.")
     if config.sft_kind not in ("chosen", "none"):
-        load_demonstrations(config.sft_kind, config.split, config.limit)
+        read_demonstrations(config)
     if len(held_out) < config.eval_prompts:
         notes.append(f"{len(held_out)} prompts are held out, half of the distinct ones")
     for name, option in (

@@ -16,8 +16,9 @@ from .progress import Say, silent
 
 FILE = "evaluation.json"
 COLUMNS = (
-    "world", "method", "trainer", "seed", "gold", "gold_error", "gold_sft", "win_rate", "win_low",
-    "win_high", "win_by", "kl", "proxy", "accuracy", "bt_loss", "accuracy_sft", "bt_loss_sft",
+    "world", "method", "trainer", "seed", "eval_seed", "gold", "gold_error", "gold_sft",
+    "win_rate", "win_low", "win_high", "win_by", "kl", "proxy", "accuracy", "bt_loss",
+    "accuracy_sft", "bt_loss_sft",
     "length", "prompts", "samples",
 )  # fmt: skip
 

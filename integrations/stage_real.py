@@ -13,8 +13,8 @@ from .preferences import check_preferences
 from .reward_trainer import BadReward
 from .rewards.correctness import completion_text
 from .rewards.pretrained import load_tokenizer
-from .rlhf_real import device_of
-from .stage_data import data_fingerprint, load_demonstrations, model_fingerprint, read_rows
+from .rlhf_real import device_of, read_demonstrations
+from .stage_data import data_fingerprint, model_fingerprint, read_rows
 from .stage_options import RlhfConfig
 from .stage_pairs import copy_pairs, label_pairs, sample_pairs
 from .stages import Stage, Work, make_stage
@@ -121,7 +121,7 @@ def _sft(config: RlhfConfig, labels: Path | None, work: Work) -> None:
         pairs = read_rows(labels / "pairs.jsonl")
         rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in pairs]
     else:
-        rows = load_demonstrations(config.sft_kind, config.split, config.limit)
+        rows = read_demonstrations(config)
     options = trainer_options(
         work,
         config.sft_steps,

@@ -37,6 +37,15 @@ class RlhfRecipe:
     threads: int = 1
 
 
+NUMBERS = ("beta", "ratio", "strength", "radius", "every", "mix", "ema_decay")
+
+
+def _check_numbers(given: dict[str, Any], where: str) -> None:
+    for name in NUMBERS:
+        if isinstance(given.get(name), str):
+            raise ValueError(f"{where}: {name} must be a number, got {given[name]!r}")
+
+
 def _known(given: Any, known: Any, where: str) -> None:
     if not isinstance(given, dict):
         raise ValueError(f"{where}: expected 'key: value' lines, got {given!r}")
@@ -62,6 +71,24 @@ def _names(cls: Any, *without: str) -> set[str]:
     return {f.name for f in dataclasses.fields(cls)} - set(without)
 
 
+def plain_numbers(value: Any) -> Any:
+    """YAML reads `1e-3` (without a dot) as a text: texts that are numbers become numbers.
+
+    >>> plain_numbers({"a": "1e-3", "b": ["x", "2"]})
+    {'a': 0.001, 'b': ['x', 2.0]}
+    """
+    if isinstance(value, dict):
+        return {key: plain_numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [plain_numbers(item) for item in value]
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
 def load(name: str) -> RlhfRecipe:
     """Read and check a recipe; ValueError says which key is wrong."""
     import yaml
@@ -75,6 +102,7 @@ def load(name: str) -> RlhfRecipe:
     _known(data, _names(RlhfRecipe), where)
     if not isinstance(data.get("steps"), int) or data["steps"] < 1:
         raise ValueError(f"{where}: steps must be a whole number of at least 1")
+    data = plain_numbers(data)
     for part in ("policy", "reward", "real", "trainer", "methods", "evaluation", "alarm"):
         data[part] = data.get(part) or {}
     for part, cls, without in (
@@ -87,7 +115,11 @@ def load(name: str) -> RlhfRecipe:
     _known(data["methods"], METHOD_KEYS, f"{where}, methods")
     for method, options in data["methods"].items():
         _known(options, METHOD_KEYS[method], f"{where}, methods, {method}")
+        _check_numbers(options, f"{where}, methods, {method}")
     _known(data["evaluation"], EVALUATION, f"{where}, evaluation")
+    for name, value in (*data["evaluation"].items(), ("threads", data.get("threads", 1))):
+        if not isinstance(value, int):
+            raise ValueError(f"{where}: {name} must be a whole number, got {value!r}")
     data["evaluation"] = EVALUATION | data["evaluation"]
     _known(data["alarm"], _names(AlarmRule), f"{where}, alarm")
     if data["alarm"]:

@@ -81,8 +81,21 @@ def policy_folder(settings: RewardSettings) -> Path:
     return world_stages(settings)[0].folder
 
 
+def unseen_prompts(settings: RewardSettings, size: int) -> list[str]:
+    """`size` different prompts that RL does not draw; ValueError where there are not so many."""
+    from .worlds.preference_task import rl_prompts
+
+    texts_of = settings.policy.language
+    seen = set(rl_prompts(settings))
+    drawn = texts_of.prompts(40 * (size + 100), PROMPTS + settings.seed)
+    unseen = [prompt for prompt in dict.fromkeys(drawn) if prompt not in seen]
+    if len(unseen) < size:
+        raise ValueError(f"--eval_prompts {size}: this world has {len(unseen)} that RL leaves out")
+    return unseen[:size]
+
+
 def world_bench(world: PreferenceWorld, prompts: int, samples: int, seed: int) -> Bench:
-    """`prompts` fresh prompts of the world's language, its gold reward and its proxy."""
+    """Prompts of the world's language that RL does not draw, its gold reward and its proxy."""
     from transformers import AutoTokenizer
 
     from .evaluate import Bench
@@ -95,7 +108,7 @@ def world_bench(world: PreferenceWorld, prompts: int, samples: int, seed: int) -
     folder = build_policy(world.reward.policy)
     return Bench(
         tokenizer=AutoTokenizer.from_pretrained(folder, padding_side="left"),
-        prompts=texts_of.prompts(prompts, PROMPTS + world.reward.seed),
+        prompts=unseen_prompts(world.reward, prompts),
         tokens=language.LENGTH,
         to_text=language.to_text,
         proxy=proxy,

@@ -131,10 +131,11 @@ def test_a_policy_against_another() -> None:
 
 
 def test_a_policy_against_itself() -> None:
-    result = evaluate_policy(model(1), model(1), bench(samples=2))
+    result = evaluate_policy(model(1), model(1), bench(samples=8))
     assert result["kl"] == pytest.approx(0, abs=1e-6)
-    assert result["win_rate"] == 0.5
-    assert result["gold"] == result["gold_sft"]
+    # other random numbers for either: they write different texts, and win about equally often
+    assert result["gold"] != result["gold_sft"]
+    assert result["win_low"] < 0.5 < result["win_high"]
 
 
 def test_kl_is_that_of_the_written_tokens_alone() -> None:
@@ -145,7 +146,7 @@ def test_kl_is_that_of_the_written_tokens_alone() -> None:
     torch.manual_seed(0)
     from integrations.evaluate import end_tokens, sample
 
-    rows = sample(policy, given, end_tokens(start, given.tokenizer), lambda done: None)
+    rows = sample(policy, given, end_tokens(start, given.tokenizer), lambda done: None, stream=1)
     assert any(len(row) < LENGTH for row in rows), "some end early, or this tests nothing"
     total = 0.0
     for i, row in enumerate(rows):

@@ -92,7 +92,7 @@ def test_the_rows_say_what_happened(kind: str, tmp_path: Path) -> None:
         assert row["penalty_ratio"] == log["gr/penalty_ratio"]
         assert row["kl"] == pytest.approx(log["kl"] * log["completions/mean_length"])
         spread = [
-            statistics.stdev(batch[1][i : i + 4]) for batch in batches for i in range(0, 16, 4)
+            statistics.pstdev(batch[1][i : i + 4]) for batch in batches for i in range(0, 16, 4)
         ]
         assert row["spread"] == pytest.approx(statistics.mean(spread), rel=1e-5)
         assert row["spread"] != pytest.approx(log["reward_std"], rel=1e-2)  # that of the batch
@@ -207,9 +207,16 @@ def test_a_checkpoint_of_another_rule_is_refused(tmp_path: Path) -> None:
     HackMonitor(trainer, ALWAYS, stop=True, share_every=None)
     trainer.train()
     trainer = made("grpo", tmp_path, steps=2)
-    HackMonitor(trainer, AlarmRule(kl_limit=1.0), share_every=None)
+    HackMonitor(trainer, AlarmRule(entropy_fall=0.1), share_every=None)
     with pytest.raises(ValueError, match="other thresholds"):
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+
+
+@pytest.mark.parametrize("name", ["kl_limit", "accuracy_floor", "gold_fall", "share_fall"])
+def test_a_threshold_on_what_is_not_measured_is_refused(tmp_path: Path, name: str) -> None:
+    trainer = made("grpo", tmp_path)
+    with pytest.raises(ValueError, match=f"{name} would never hold.*give "):
+        HackMonitor(trainer, AlarmRule(**{name: 1.0}), share_every=None)
 
 
 def test_a_second_training_begins_anew(tmp_path: Path) -> None:
@@ -233,7 +240,7 @@ def test_spread_and_order_within_groups() -> None:
     assert right / pairs == pytest.approx(group_accuracy(groups, *lists))
     assert pairs == 5 * 15 - 2
     assert group_spread(proxy) == pytest.approx(
-        statistics.mean(statistics.stdev(row) for row in proxy.tolist()), rel=1e-5
+        statistics.mean(statistics.pstdev(row) for row in proxy.tolist()), rel=1e-5
     )
     gold[:, 0] = math.nan
     proxy[:, 5] = math.nan

@@ -75,12 +75,15 @@ def test_replies_cannot_act() -> None:
 def test_chats_and_long_texts() -> None:
     asked = judge(max_input_tokens=700)
     turns = [{"role": "user", "content": "Hello there"}, {"role": "user", "content": "Again"}]
-    ids, cut = asked.encode("user: Hello there", "short", "w " * 2000)
+    both, cut = asked.encode("user: Hello there", "short", "w " * 2000)
     assert cut
-    assert len(ids) <= 700
-    text = str(asked.tokenizer.decode(ids))
-    assert "short" in text
-    assert text.endswith("<|im_start|>assistant\n")
+    for ids in both:
+        assert len(ids) <= 700
+        text = str(asked.tokenizer.decode(ids))
+        assert "short" in text
+        assert text.endswith("<|im_start|>assistant\n")
+    lengths = [str(asked.tokenizer.decode(ids)).count("w ") for ids in both]
+    assert lengths[0] == lengths[1], "cut alike in both orders"
     assert asked.encode("p", "a", "b")[1] is False
     assert len(asked.compare([turns], ["x"], ["y"])) == 1
 

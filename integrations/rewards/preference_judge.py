@@ -106,8 +106,7 @@ class PreferenceJudge(Reader):
     def _ask(self, rows: list[tuple[str, str, str]]) -> list[tuple[str, str, bool]]:
         """Both verdicts on each row, and whether a text was cut."""
         encoded = [self.encode(*row) for row in rows]
-        encoded += [self.encode(request, b, a) for request, a, b in rows]
-        texts = self._generate([ids for ids, _ in encoded])
+        texts = self._generate([ids[order] for order in (0, 1) for ids, _ in encoded])
         half = len(rows)
         return [(texts[i], texts[half + i], encoded[i][1]) for i in range(half)]
 
@@ -140,18 +139,21 @@ class PreferenceJudge(Reader):
             self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         )
 
-    def encode(self, request: str, a: str, b: str) -> tuple[list[int], bool]:
-        """(token ids of the prompt, whether text was cut): the end of the longest text, bit by
-        bit, so that both orders of a pair are cut alike."""
+    def encode(self, request: str, a: str, b: str) -> tuple[tuple[list[int], list[int]], bool]:
+        """(token ids with a as A, and with b as A; whether text was cut).
+
+        What is cut is the end of the longest text, bit by bit, the same in both orders.
+        """
         texts, cut = [request, a, b], False
-        ids = self._ids(self.render(*texts))
-        while len(ids) > self.limit and any(texts):
+        while True:
+            request, a, b = texts
+            both = self._ids(self.render(request, a, b)), self._ids(self.render(request, b, a))
+            size = max(map(len, both))
+            if size <= self.limit or not any(texts):
+                return both, cut
             longest = max(range(3), key=lambda i: len(texts[i]))
-            share = (len(ids) - self.limit + 8) / len(ids)
-            keep = int(len(texts[longest]) * (1 - share))
+            keep = int(len(texts[longest]) * (1 - (size - self.limit + 8) / size))
             texts[longest], cut = texts[longest][:keep], True
-            ids = self._ids(self.render(*texts))
-        return ids, cut
 
     def _ids(self, text: str) -> list[int]:
         plain = self.tokenizer.chat_template is None  # a template writes its own special tokens

@@ -85,6 +85,11 @@ def group_bt_loss(
     return sum(losses) / len(losses) if losses else None
 
 
+def rl_prompts(settings: RewardSettings) -> list[str]:
+    """The prompts that RL draws from."""
+    return settings.policy.language.prompts(PROMPTS, 20_000 + settings.seed)
+
+
 def preference_task(world: PreferenceWorld) -> Task:
     """World A or B, built (or taken from the cache) on this machine.
 
@@ -102,7 +107,7 @@ def preference_task(world: PreferenceWorld) -> Task:
     unit = proxy.facts["sd"]  # of the standardised score, in the reward model's own units
     folder = build_policy(settings.policy)
     tokenizer: Any = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    prompts = texts_of.prompts(PROMPTS, 20_000 + settings.seed)
+    prompts = rl_prompts(settings)
     last: dict[str, Any] = {"texts": None}  # the gold reward is asked for the texts just scored
 
     def score(texts: list[str], columns: dict[str, list[Any]]) -> list[float]:
