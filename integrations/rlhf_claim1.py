@@ -6,6 +6,7 @@ and across runs at one value of the proxy, where the trend cannot help.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,10 +20,11 @@ from .rlhf_tables import Run, ran
 
 PAIRS = (
     ("grad_norm", "sharpness_0.01"),
-    ("grad_norm", "sharpness_0.05"),
+    ("signal_norm", "sharpness_0.01"),
     ("grad_norm", "bt_loss"),
+    ("signal_norm", "bt_loss"),
     ("grad_norm", "reward_accuracy"),
-    ("sharpness_0.05", "bt_loss"),
+    ("sharpness_0.01", "bt_loss"),
 )
 FEWEST = 5  # points that a correlation is taken over
 
@@ -46,9 +48,15 @@ def fall_step(run: Run) -> float:
 
 
 def rows_of(run: Run) -> list[dict[str, Any]]:
-    """The probe's rows of a run, each with what a linear J would give for the sharpness."""
+    """The probe's rows of a run, each with what a linear J would give for the sharpness.
+
+    `signal_norm`: the gradient norm without the noise of the samples, from two independent halves
+    (the root of their product; negative where that is).
+    """
     rows = read_rows(Path(run["folder"]) / FILE)
     for row in rows:
+        square = row["grad_square"]
+        row["signal_norm"] = math.copysign(math.sqrt(abs(square)), square)
         for radius in ("0.01", "0.05"):
             row[f"linear_{radius}"] = 2.07 * row[f"unit_{radius}"] * row["grad_norm"]
     return rows

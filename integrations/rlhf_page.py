@@ -119,7 +119,7 @@ def write_page(
     """Everything that the page shows; parts that have not been run leave their place as it is."""
     bodies: dict[str, str] = {"tuning": tables.tuning_table(plans.candidates(), parts["tuning"])}
     name_of = {family: s.label for family, s in chosen.items()}
-    if main := [*parts.get("main", []), *parts.get("more", [])]:
+    if main := parts.get("main"):
         labels = labels_of(main)
         central = ["none", *(name_of[n] for n in plans.MAIN if n in name_of)]
         for world in ("A", "B"):
@@ -134,6 +134,12 @@ def write_page(
         curves = mean_curves(main)
         write_csv(data / "curves.csv", curves)
         plot_curves(data / "curves.png", curves, central)
+    if more := parts.get("more"):
+        labels = labels_of(more)
+        for world in ("A", "B"):
+            bodies[f"more {world}"] = tables.outcome_table(more, labels, world)
+        others = [x for x in labels if x != name_of["gr+kl"]]
+        bodies["more paired"] = tables.paired_table(more, name_of["gr+kl"], others)
     if control := parts.get("control"):
         labels = labels_of(control)
         for world in ("A", "B"):
@@ -146,11 +152,11 @@ def write_page(
         write_csv(data / "probe_rows.csv", claim1.probe_csv(probe))
         plot_probe(data / "probe.png", probe)
     if (scale := parts.get("scale")) and main:
-        bases = [
-            "none",
-            *(name_of[n] for n in ("kl", "gr", "gr+kl", "gr strength") if n in name_of),
-        ]
-        both = [*main, *(parts.get("control") or []), *scale]
+        tuned = [n for n in ("gr", "gr+kl", "gr strength") if n in name_of]
+        bases = ["none", *(name_of[n] for n in tuned)]
+        seeds = {(r["world_seed"], r["seed"]) for r in scale}
+        plain = [*main, *(parts.get("control") or [])]
+        both = [*(r for r in plain if (r["world_seed"], r["seed"]) in seeds), *scale]
         rates = [(f"lr {r:g}", f", lr {r:g}") for r in (1.5e-4, 6e-4, 1.5e-3)]
         bodies["rates"] = tables.grid_table(both, bases, [rates[0], ("lr 3e-4", ""), *rates[1:]])
         scales = [("reward x 0.1", ", reward x 0.1"), ("x 1", ""), ("x 10", ", reward x 10")]
@@ -158,14 +164,15 @@ def write_page(
     if (reward := parts.get("reward")) and main:
         bases = ["none", *(name_of[n] for n in ("kl", "gr", "gr+kl"))]
         pairs = [("300 pairs", ", 300 pairs"), ("1,000", ""), ("3,000", ", 3000 pairs")]
-        five = [r for r in parts["main"] if r["world"] == "A"]
+        four = plans.FIVE[:4]
+        five = [r for r in main if r["world"] == "A" and (r["world_seed"], r["seed"]) in four]
         bodies["pairs"] = tables.grid_table([*five, *reward], bases, pairs)
         bodies["pairs peak"] = tables.grid_table([*five, *reward], bases, pairs, "peak")
         ways = [(f"{m} {a:g}", f", reward model {m} {a:g}") for m, a in plans.REWARD_WAYS]
         bodies["ways"] = tables.grid_table([*five, *reward], bases[:2], [("BT", ""), *ways])
     if main:
         rules = alarms.choose_rules(parts["tuning"])
-        results = alarms.replay(main, rules)
+        results = alarms.replay([*main, *(more or [])], rules)
         write_csv(data / "alarm.csv", results)
         record = {name: asdict(rule) for name, rule in rules.items()}
         write_text(data / "alarm.json", json.dumps(record, indent=2))

@@ -30,11 +30,11 @@ def labels_of(runs: Sequence[Run]) -> list[str]:
 
 def outcome_table(runs: Sequence[Run], labels: Sequence[str], world: str) -> str:
     """Final and peak gold, proxy, accuracy and KL of each label in one world."""
-    lines = [
-        "| method | runs | gold at the end | gold at its peak | fell | proxy at the end | accuracy "
-        "| KL |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    head = (
+        "method", "runs", "gold at the end", "by world seed", "gold at its peak", "fell",
+        "proxy at the end", "accuracy", "KL",
+    )  # fmt: skip
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for label in labels:
         mine = ran(runs, label, world)
         failed = sum(
@@ -46,6 +46,7 @@ def outcome_table(runs: Sequence[Run], labels: Sequence[str], world: str) -> str
             label + (f" ({failed} failed)" if failed else ""),
             str(len(mine)),
             spread([r["final"]["true"] for r in mine]),
+            by_world(mine),
             spread([r["peak_true"] for r in mine]),
             f"{sum(bool(r['hacked']) for r in mine)}/{len(mine)}",
             spread([r["final"]["proxy"] for r in mine]),
@@ -54,6 +55,21 @@ def outcome_table(runs: Sequence[Run], labels: Sequence[str], world: str) -> str
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def by_world(runs: Sequence[Run]) -> str:
+    """The mean gold at the end for each world seed, in their order.
+
+    >>> golds = ((1, 0.0), (0, 2.0), (1, 1.0))
+    >>> by_world([{"world_seed": s, "final": {"true": g}} for s, g in golds])
+    '0: 2.00, 1: 0.50'
+    """
+    seeds = sorted({r["world_seed"] for r in runs})
+    parts = []
+    for seed in seeds:
+        mean = statistics.fmean(r["final"]["true"] for r in runs if r["world_seed"] == seed)
+        parts.append(f"{seed}: {mean:.2f}")
+    return ", ".join(parts)
 
 
 def paired_table(runs: Sequence[Run], ours: str, others: Sequence[str]) -> str:

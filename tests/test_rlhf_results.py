@@ -146,6 +146,7 @@ def test_detrending_takes_out_what_only_time_explains(tmp_path):
             "sharpness_0.01": 1.0,
             "sharpness_0.05": 1.0,
             "unit_0.01": 0.1,
+            "grad_square": 4.0,
             "unit_0.05": 0.5,
             "bt_loss": 2 + step / 10 - wiggle[i],
             "reward_accuracy": 0.5,
@@ -159,6 +160,7 @@ def test_detrending_takes_out_what_only_time_explains(tmp_path):
     assert claim1.along(one, "grad_norm", "reward_accuracy", "all") is None  # no variation
     assert claim1.along(one, "grad_norm", "bt_loss", "before") is not None
     read = claim1.rows_of(one)[0]
+    assert read["signal_norm"] == 2.0
     assert read["linear_0.05"] == pytest.approx(2.07 * 0.5 * 5.0)
     points = claim1.matched_points([one], 1.0, "grad_norm", "bt_loss")
     assert points == [(rows[5]["grad_norm"], rows[5]["bt_loss"])]
