@@ -22,6 +22,7 @@ TUNING = (50,)  # world seed and run seed of the runs that settings are chosen o
 FIVE = ((0, 0), (1, 1), (0, 2), (1, 3), (0, 4))
 FURTHER = ((2, 0), (3, 1), (4, 2), (5, 3), (6, 4))  # five more worlds, one run in each
 REWARD_WAYS = (("grm", 0.1), ("gr", 0.3))  # besides Bradley-Terry
+BEST_IN_A = 0.05  # the beta with the most gold in A alone on the tuning seed
 BETAS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 
 
@@ -149,8 +150,15 @@ def main_plan(chosen: dict[str, Setting]) -> Plan:
 
 
 def more_plan(chosen: dict[str, Setting]) -> Plan:
-    """The central arms in five further worlds: another language, gold and reward model each."""
-    return [(s, KINDS, FURTHER) for s in central(chosen)]
+    """The central arms in five further worlds: another language, gold and reward model each.
+
+    In A also the beta that is best there on the tuning seed, though it does not survive B.
+    """
+    plan: Plan = [(s, KINDS, FURTHER) for s in central(chosen)]
+    best_in_a = next(s for s in candidates()["kl"] if s.config["beta"] == BEST_IN_A)
+    if best_in_a != chosen["kl"]:
+        plan.append((best_in_a, ("A",), FURTHER))
+    return plan
 
 
 def control_plan(chosen: dict[str, Setting]) -> Plan:
