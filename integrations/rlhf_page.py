@@ -140,6 +140,11 @@ def write_page(
             bodies[f"more {world}"] = tables.outcome_table(more, labels, world)
         others = [x for x in labels if x != name_of["gr+kl"]]
         bodies["more paired"] = tables.paired_table(more, name_of["gr+kl"], others)
+    if (weaker := parts.get("weaker")) and more:
+        ours = [r for r in more if r["label"] == name_of["gr+kl"]]
+        labels = [name_of["gr+kl"], *labels_of(weaker)]
+        for world in ("A", "B"):
+            bodies[f"weaker {world}"] = tables.outcome_table([*ours, *weaker], labels, world)
     if control := parts.get("control"):
         labels = labels_of(control)
         for world in ("A", "B"):

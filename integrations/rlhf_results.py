@@ -23,7 +23,7 @@ from .campaign import Job, run_jobs, summary_of, write_csv
 from .rlhf_page import write_page
 from .rlhf_plan import Plan, Setting
 
-PARTS = ("main", "probe", "more", "control", "reward", "scale")
+PARTS = ("main", "probe", "more", "weaker", "reward", "scale", "control")
 FACTS = ("label", "method", "world", "world_seed", "seed")
 
 

@@ -31,7 +31,7 @@ def test_every_method_gets_the_same_tuning():
     assert all(NOWHERE in job.folder.parents for job in jobs)
 
 
-@pytest.mark.parametrize("part", ["main", "more", "control", "probe", "scale", "reward"])
+@pytest.mark.parametrize("part", ["main", "more", "weaker", "control", "probe", "scale", "reward"])
 def test_nothing_is_reported_on_a_seed_that_was_used_before(part):
     jobs = jobs_of(getattr(plans, f"{part}_plan")(chosen()), NOWHERE)
     for job in jobs:
