@@ -113,6 +113,15 @@ def _reset_period(runs: Sequence[Run]) -> int | None:
     return reference["every"] if reference else None
 
 
+def best_label(runs: Sequence[Run], labels: Sequence[str]) -> str:
+    """The label with the highest mean gold at the end."""
+
+    def mean(label: str) -> float:
+        return statistics.fmean(r["final"]["true"] for r in ran(runs, label))
+
+    return max(labels, key=mean)
+
+
 def write_page(
     data: Path, page: Path, chosen: dict[str, Setting], parts: dict[str, list[Run]]
 ) -> None:
@@ -140,11 +149,24 @@ def write_page(
             bodies[f"more {world}"] = tables.outcome_table(more, labels, world)
         others = [x for x in labels if x != name_of["gr+kl"]]
         bodies["more paired"] = tables.paired_table(more, name_of["gr+kl"], others)
-    if (weaker := parts.get("weaker")) and more:
-        ours = [r for r in more if r["label"] == name_of["gr+kl"]]
-        labels = [name_of["gr+kl"], *labels_of(weaker)]
+    again = dict(name_of)
+    if (retune := parts.get("retune")) and more:
+        tried = [label for labels in plans.RETUNED.values() for label in labels]
+        both = [*more, *retune]
         for world in ("A", "B"):
-            bodies[f"weaker {world}"] = tables.outcome_table([*ours, *weaker], labels, world)
+            bodies[f"retune {world}"] = tables.outcome_table(both, tried, world)
+        again |= {f: best_label(both, labels) for f, labels in plans.RETUNED.items()}
+    if confirm := parts.get("confirm"):
+        fresh = [r for r in confirm if (r["world_seed"], r["seed"]) in plans.FRESH]
+        labels = labels_of(fresh)
+        for world in ("A", "B"):
+            bodies[f"confirm {world}"] = tables.outcome_table(fresh, labels, world)
+        ours = again["gr+kl"]
+        others = [x for x in labels if x != ours]
+        bodies["confirm paired"] = tables.paired_table(fresh, ours, others)
+        first = [*(main or []), *(r for r in confirm if r not in fresh)]
+        rivals = [x for x in labels_of(first) if x != ours]
+        bodies["first paired"] = tables.paired_table(first, ours, rivals)
     if control := parts.get("control"):
         labels = labels_of(control)
         for world in ("A", "B"):
@@ -156,28 +178,27 @@ def write_page(
         bodies["linear"] = claim1.linear_table(probe)
         write_csv(data / "probe_rows.csv", claim1.probe_csv(probe))
         plot_probe(data / "probe.png", probe)
+    plain = [*(main or []), *(parts.get("control") or []), *(confirm or [])]
     if (scale := parts.get("scale")) and main:
-        tuned = [n for n in ("gr", "gr+kl", "gr strength") if n in name_of]
-        bases = ["none", *(name_of[n] for n in tuned)]
+        bases = ["none", again["gr"], again["gr+kl"], again["gr strength"]]
         seeds = {(r["world_seed"], r["seed"]) for r in scale}
-        plain = [*main, *(parts.get("control") or [])]
         both = [*(r for r in plain if (r["world_seed"], r["seed"]) in seeds), *scale]
         rates = [(f"lr {r:g}", f", lr {r:g}") for r in (1.5e-4, 6e-4, 1.5e-3)]
         bodies["rates"] = tables.grid_table(both, bases, [rates[0], ("lr 3e-4", ""), *rates[1:]])
         scales = [("reward x 0.1", ", reward x 0.1"), ("x 1", ""), ("x 10", ", reward x 10")]
         bodies["scales"] = tables.grid_table(both, bases[1:], scales)
     if (reward := parts.get("reward")) and main:
-        bases = ["none", *(name_of[n] for n in ("kl", "gr", "gr+kl"))]
+        bases = ["none", f"kl {plans.BEST_IN_A}", again["gr"], again["gr+kl"]]
         pairs = [("300 pairs", ", 300 pairs"), ("1,000", ""), ("3,000", ", 3000 pairs")]
-        four = plans.FIVE[:4]
-        five = [r for r in main if r["world"] == "A" and (r["world_seed"], r["seed"]) in four]
-        bodies["pairs"] = tables.grid_table([*five, *reward], bases, pairs)
-        bodies["pairs peak"] = tables.grid_table([*five, *reward], bases, pairs, "peak")
+        seeds = {(r["world_seed"], r["seed"]) for r in reward}
+        here = [r for r in plain if r["world"] == "A" and (r["world_seed"], r["seed"]) in seeds]
+        bodies["pairs"] = tables.grid_table([*here, *reward], bases, pairs)
+        bodies["pairs peak"] = tables.grid_table([*here, *reward], bases, pairs, "peak")
         ways = [(f"{m} {a:g}", f", reward model {m} {a:g}") for m, a in plans.REWARD_WAYS]
-        bodies["ways"] = tables.grid_table([*five, *reward], bases[:2], [("BT", ""), *ways])
+        bodies["ways"] = tables.grid_table([*here, *reward], bases[:2], [("BT", ""), *ways])
     if main:
         rules = alarms.choose_rules(parts["tuning"])
-        results = alarms.replay([*main, *(more or [])], rules)
+        results = alarms.replay([*main, *(more or []), *(confirm or [])], rules)
         write_csv(data / "alarm.csv", results)
         record = {name: asdict(rule) for name, rule in rules.items()}
         write_text(data / "alarm.json", json.dumps(record, indent=2))

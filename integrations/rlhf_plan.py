@@ -21,6 +21,7 @@ KINDS = ("A", "B")
 TUNING = (50,)  # world seed and run seed of the runs that settings are chosen on
 FIVE = ((0, 0), (1, 1), (0, 2), (1, 3), (0, 4))
 FURTHER = ((2, 0), (3, 1), (4, 2), (5, 3), (6, 4))  # five more worlds, one run in each
+FRESH = ((7, 0), (8, 1), (9, 2), (10, 3), (11, 4))  # for what the further worlds chose
 REWARD_WAYS = (("grm", 0.1), ("gr", 0.3))  # besides Bradley-Terry
 BEST_IN_A = 0.05  # the beta with the most gold in A alone on the tuning seed
 BETAS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
@@ -161,23 +162,44 @@ def more_plan(chosen: dict[str, Setting]) -> Plan:
     return plan
 
 
-def weaker_plan(chosen: dict[str, Setting]) -> Plan:
-    """GR + KL with less GR or more KL than was chosen, in the five further worlds.
+RETUNED = {  # the candidates that are tried again where one tuning world proved too few
+    "gr+kl": ("gr 1.0 + kl 0.1", "gr 1.0 + kl 0.2", "gr 2.0 + kl 0.05", "gr 2.0 + kl 0.2"),
+    "squash+kl": (
+        "squash 1.0 + kl 0.025", "squash 1.0 + kl 0.05", "squash 2.0 + kl 0.05",
+        "squash 2.0 + kl 0.1",
+    ),
+}  # fmt: skip
 
-    Not chosen by any rule: an experiment on why the chosen setting does worse there.
+
+def retune_plan(chosen: dict[str, Setting]) -> Plan:
+    """Four candidates of GR + KL and of its best rival in the five further worlds.
+
+    Together with `more_plan`, which has the chosen ones.
     """
-    weaker = [s for s in candidates()["gr+kl"] if s != chosen["gr+kl"]]
-    wanted = ("gr 1.0 + kl 0.1", "gr 1.0 + kl 0.2", "gr 2.0 + kl 0.2")
-    return [(s, KINDS, FURTHER) for s in weaker if s.label in wanted]
+    settings = [s for f, labels in RETUNED.items() for s in candidates()[f] if s.label in labels]
+    return [(s, KINDS, FURTHER) for s in settings if s not in chosen.values()]
+
+
+def confirm_plan(again: dict[str, Setting]) -> Plan:
+    """The settings that the further worlds chose, in five worlds that nothing was chosen on.
+
+    `again`: the chosen settings, those of `RETUNED` chosen anew; they also go to the first worlds.
+    """
+    best_in_a = next(s for s in candidates()["kl"] if s.config["beta"] == BEST_IN_A)
+    arms = [Setting("none", "none"), again["kl"], again["gr+kl"], again["squash+kl"]]
+    plan: Plan = [(s, KINDS, FRESH) for s in arms]
+    if best_in_a not in arms:
+        plan.append((best_in_a, ("A",), FRESH))
+    return [*plan, (again["gr+kl"], KINDS, FIVE)]
 
 
 def control_plan(chosen: dict[str, Setting]) -> Plan:
-    """Other controls, the gold reward as the reward, RLOO: two or three runs in each world."""
-    plan: Plan = [(Setting("true", "true"), ("A",), FIVE[:3])]
-    plan += [(chosen[name], KINDS, FIVE[:3]) for name in chosen if name not in FIRST]
+    """Other controls, the gold reward as the reward, RLOO: one or two runs in each world."""
+    plan: Plan = [(Setting("true", "true"), ("A",), FIVE[:2])]
+    plan += [(chosen[name], KINDS, FIVE[:2]) for name in chosen if name not in FIRST]
     for s in (Setting("none", "none"), *(chosen[name] for name in ("kl", "gr", "gr+kl"))):
         changed = Setting(f"{s.label}, RLOO", s.method, s.config, s.gr, trainer="rloo")
-        plan.append((changed, KINDS, FIVE[:2]))
+        plan.append((changed, KINDS, FIVE[:1]))
     return plan
 
 
@@ -206,30 +228,31 @@ def scale_plan(chosen: dict[str, Setting]) -> Plan:
         for s in arms:
             config = s.config | {"learning_rate": rate, "max_steps": steps}
             changed = Setting(f"{s.label}, lr {rate:g}", s.method, config, s.gr)
-            plan.append((changed, KINDS, FIVE[:2]))
+            plan.append((changed, KINDS, FIVE[:1]))
     for scale in (0.1, 10.0):
         for s in arms[1:]:
             config = dict(s.config)
             if "beta" in config:
                 config["beta"] *= scale  # in units of the reward
             label = f"{s.label}, reward x {scale:g}"
-            plan.append((Setting(label, s.method, config, s.gr, scale=scale), KINDS, FIVE[:2]))
+            plan.append((Setting(label, s.method, config, s.gr, scale=scale), KINDS, FIVE[:1]))
     return plan
 
 
 def reward_plan(chosen: dict[str, Setting]) -> Plan:
     """Reward models trained on fewer and more pairs (C4), and in other ways (GRM, GR)."""
     plan: Plan = []
-    arms = [Setting("none", "none"), *(chosen[n] for n in ("kl", "gr", "gr+kl"))]
+    best_in_a = next(s for s in candidates()["kl"] if s.config["beta"] == BEST_IN_A)
+    arms = [Setting("none", "none"), best_in_a, chosen["gr"], chosen["gr+kl"]]
     for pairs in (300, 3000):
         for s in arms:
             label = f"{s.label}, {pairs} pairs"
             changed = Setting(label, s.method, s.config, s.gr, reward={"pairs": pairs})
-            plan.append((changed, ("A",), FIVE[:4]))
+            plan.append((changed, ("A",), FIVE[:3]))
     for method, amount in REWARD_WAYS:
         for s in arms[:2]:
             label = f"{s.label}, reward model {method} {amount:g}"
             reward = {"method": method, "amount": amount}
             changed = Setting(label, s.method, s.config, s.gr, reward=reward)
-            plan.append((changed, ("A",), FIVE[:4]))
+            plan.append((changed, ("A",), FIVE[:3]))
     return plan

@@ -23,7 +23,7 @@ from .campaign import Job, run_jobs, summary_of, write_csv
 from .rlhf_page import write_page
 from .rlhf_plan import Plan, Setting
 
-PARTS = ("main", "probe", "more", "weaker", "reward", "scale", "control")
+PARTS = ("main", "probe", "more", "retune", "confirm", "reward", "scale", "control")
 FACTS = ("label", "method", "world", "world_seed", "seed")
 
 
@@ -65,6 +65,16 @@ def choose(names: Sequence[str], runs: Sequence[dict[str, Any]]) -> dict[str, Se
 
         best[name] = max(plans.candidates()[name], key=mean)
     return best
+
+
+def choose_again(chosen: dict[str, Setting], runs: Sequence[dict[str, Any]]) -> dict[str, Setting]:
+    """`chosen`, with the families of `RETUNED` by their mean final gold in the further worlds."""
+    again = dict(chosen)
+    for family, labels in plans.RETUNED.items():
+        tried = [s for s in plans.candidates()[family] if s.label in labels]
+        golds = {s.label: [final_gold(r) for r in runs if r["label"] == s.label] for s in tried}
+        again[family] = max(tried, key=lambda s: statistics.fmean(golds[s.label]))
+    return again
 
 
 def flat(run: dict[str, Any]) -> dict[str, Any]:
@@ -124,7 +134,10 @@ def main() -> int:
     write_text(args.data / "chosen.json", json.dumps(record, indent=2))
     parts = {"tuning": tuning}
     for name in PARTS if args.only is None else args.only:
-        parts[name] = run(getattr(plans, f"{name}_plan")(chosen), name)
+        settings = chosen
+        if name in ("confirm", "reward", "scale"):
+            settings = choose_again(chosen, [*parts["more"], *parts["retune"]])
+        parts[name] = run(getattr(plans, f"{name}_plan")(settings), name)
     write_page(args.data, args.data.parent / f"{args.data.name}.md", chosen, parts)
     return int(failed)
 

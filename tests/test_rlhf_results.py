@@ -11,7 +11,7 @@ from integrations import rlhf_plan as plans
 from integrations import rlhf_tables as tables
 from integrations.campaign import Job, run_jobs
 from integrations.rlhf_plan import Setting, make_arm
-from integrations.rlhf_results import choose, jobs_of, tuning_plan
+from integrations.rlhf_results import choose, choose_again, jobs_of, tuning_plan
 
 NOWHERE = Path("nowhere")
 
@@ -31,12 +31,16 @@ def test_every_method_gets_the_same_tuning():
     assert all(NOWHERE in job.folder.parents for job in jobs)
 
 
-@pytest.mark.parametrize("part", ["main", "more", "weaker", "control", "probe", "scale", "reward"])
+@pytest.mark.parametrize(
+    "part", ["main", "more", "retune", "confirm", "control", "probe", "scale", "reward"]
+)
 def test_nothing_is_reported_on_a_seed_that_was_used_before(part):
     jobs = jobs_of(getattr(plans, f"{part}_plan")(chosen()), NOWHERE)
     for job in jobs:
         world_seed = job.facts["world_seed"]
         assert world_seed not in plans.TUNING
+        if part == "confirm":  # nor where its settings were chosen again
+            assert world_seed not in dict(plans.FURTHER)
         assert world_seed < 100  # those are the calibration's
         assert job.arm.world is not None
         assert job.arm.world.reward.seed == world_seed
@@ -68,6 +72,17 @@ def test_the_choice_is_the_highest_mean_gold_of_both_worlds_and_a_failure_counts
             runs.append({"label": s.label, "world": world, "final": {"true": gold}})
     runs[7] = {"label": settings[3].label, "world": "B", "failed": "out of memory"}
     assert choose(["kl"], runs)["kl"] == settings[2]
+
+
+def test_the_second_choice_is_made_in_the_further_worlds_alone():
+    runs = []
+    for labels in plans.RETUNED.values():
+        for i, label in enumerate(labels):
+            runs += [{"label": label, "final": {"true": gold}} for gold in (0.1 * i, 0.2)]
+    again = choose_again(chosen(), runs)
+    assert again["gr+kl"].label == plans.RETUNED["gr+kl"][-1]
+    assert again["squash+kl"].label == plans.RETUNED["squash+kl"][-1]
+    assert again["kl"] == chosen()["kl"]
 
 
 def test_a_failed_run_is_reported_and_a_finished_one_kept(tmp_path):
