@@ -104,6 +104,12 @@ def flat(run: dict[str, Any]) -> dict[str, Any]:
     return {k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()}
 
 
+def save(path: Path, chosen: dict[str, Setting]) -> None:
+    """The settings of each family as a file."""
+    record = {family: setting.__dict__ for family, setting in chosen.items()}
+    write_text(path, json.dumps(record, indent=2))
+
+
 def main() -> int:
     """Tune, choose, report; 1 if a run failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
@@ -130,13 +136,13 @@ def main() -> int:
 
     tuning = run(tuning_plan(names), "tuning")
     chosen = choose(names, tuning)
-    record = {family: setting.__dict__ for family, setting in chosen.items()}
-    write_text(args.data / "chosen.json", json.dumps(record, indent=2))
+    save(args.data / "chosen.json", chosen)
     parts = {"tuning": tuning}
     for name in PARTS if args.only is None else args.only:
         settings = chosen
         if name in ("confirm", "reward", "scale"):
             settings = choose_again(chosen, [*parts["more"], *parts["retune"]])
+            save(args.data / "chosen_again.json", settings)
         parts[name] = run(getattr(plans, f"{name}_plan")(settings), name)
     write_page(args.data, args.data.parent / f"{args.data.name}.md", chosen, parts)
     return int(failed)

@@ -81,7 +81,7 @@ def test_rloo_resets_and_stages_alone(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_the_tiny_recipe_runs_what_the_page_reports() -> None:
     made = plan("--recipe", "tiny", "--method", "none", "gr", "kl", "gr+kl", "reset")
     assert [arm.world.name for arm in made.arms] == ["A0"] * 5 + ["B0"] * 5
-    chosen = json.loads(Path("docs/results/rlhf/chosen.json").read_text())
+    chosen = json.loads(Path("docs/results/rlhf/chosen_again.json").read_text())
     saving = ("save_strategy", "save_steps", "save_total_limit")
     for arm in made.arms:
         setting = Setting(**chosen[arm.method]) if arm.method != "none" else Setting("", "none")
