@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .campaign import write_csv
 from .results_page import fill, spread
 
 if TYPE_CHECKING:
@@ -143,15 +143,12 @@ def flat(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """The rows, numbers with five digits after the point."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, names, lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()})
+def write_rounded(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """The rows as a table, numbers with five digits after the point."""
+    short = [
+        {k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()} for row in rows
+    ]
+    write_csv(path, short)
 
 
 def _pick(rows: Sequence[dict[str, Any]], **want: Any) -> list[dict[str, Any]]:
@@ -274,9 +271,9 @@ def write_page(
     simple: Sequence[dict[str, Any]],
 ) -> dict[str, str]:
     """Data and plot into `pages`, the tables into the page `pages`.md if there is one."""
-    write_csv(pages / "tuning.csv", tuning)
-    write_csv(pages / "runs.csv", runs)
-    write_csv(pages / "baselines.csv", simple)
+    write_rounded(pages / "tuning.csv", tuning)
+    write_rounded(pages / "runs.csv", runs)
+    write_rounded(pages / "baselines.csv", simple)
     tables = {part: results_table(runs, simple, part) for part in ("train", *TESTED)}
     tables["paired"] = paired_table(runs)
     tables["groups"] = groups_table(runs)
