@@ -215,8 +215,9 @@ def test_a_checkpoint_of_another_rule_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["kl_limit", "accuracy_floor", "gold_fall", "share_fall"])
 def test_a_threshold_on_what_is_not_measured_is_refused(tmp_path: Path, name: str) -> None:
     trainer = made("grpo", tmp_path)
+    threshold: dict[str, Any] = {name: 1.0}
     with pytest.raises(ValueError, match=f"{name} would never hold.*give "):
-        HackMonitor(trainer, AlarmRule(**{name: 1.0}), share_every=None)
+        HackMonitor(trainer, AlarmRule(**threshold), share_every=None)
 
 
 def test_a_second_training_begins_anew(tmp_path: Path) -> None:

@@ -174,7 +174,8 @@ def test_pairs_have_trl_format_and_labels_follow_gold():
     assert tuple(pairs.column_names) == preferences.PAIR_COLUMNS
     # a policy that has learned next to nothing writes an empty text now and then
     assert 50 <= len(pairs) <= 60
-    assert all(row["chosen"].strip() and row["chosen"] != row["rejected"] for row in pairs)
+    each: list[Any] = list(pairs)
+    assert all(row["chosen"].strip() and row["chosen"] != row["rejected"] for row in each)
     gold = language.Gold(SMALL.language)
     for side in ("chosen", "rejected"):
         assert gold(pairs["prompt"], pairs[side]) == pytest.approx(pairs[f"gold_{side}"], abs=1e-5)

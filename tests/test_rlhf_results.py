@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,7 +50,7 @@ def test_nothing_is_reported_on_a_seed_that_was_used_before(part):
 
 
 def test_a_setting_becomes_the_arm_that_it_names():
-    both = make_arm(Setting("x", "gr+kl", {"beta": 0.2}, {"ratio": 2.0}), "B", 1, 3)
+    both: Any = make_arm(Setting("x", "gr+kl", {"beta": 0.2}, {"ratio": 2.0}), "B", 1, 3)
     assert both.config["beta"] == 0.2
     assert both.gr == {"ratio": 2.0, "samples": "importance"}
     assert (both.world.kind, both.world.reward.seed, both.seed) == ("B", 1, 3)
@@ -59,7 +60,7 @@ def test_a_setting_becomes_the_arm_that_it_names():
     scaled = make_arm(Setting("x", "none", scale=10.0), "A", 0, 0)
     assert scaled.config["reward_weights"] == [10.0, 0.0]
     assert scaled.config["beta"] == 0.0
-    fewer = make_arm(Setting("x", "none", reward={"pairs": 300}), "A", 0, 0)
+    fewer: Any = make_arm(Setting("x", "none", reward={"pairs": 300}), "A", 0, 0)
     assert fewer.world.reward.pairs == 300
 
 
@@ -170,8 +171,10 @@ def test_detrending_takes_out_what_only_time_explains(tmp_path):
     ]
     write_probe(tmp_path / "run", rows)
     one = run("x", "A", 0, 0.0, tmp_path / "run") | {"hack_step": 100}
-    assert claim1.along(one, "grad_norm", "bt_loss", "all") > 0.9  # both rise
-    assert claim1.along(one, "grad_norm", "bt_loss", "detrended") < -0.99
+    raw: Any = claim1.along(one, "grad_norm", "bt_loss", "all")
+    rest: Any = claim1.along(one, "grad_norm", "bt_loss", "detrended")
+    assert raw > 0.9  # both rise
+    assert rest < -0.99
     assert claim1.along(one, "grad_norm", "reward_accuracy", "all") is None  # no variation
     assert claim1.along(one, "grad_norm", "bt_loss", "before") is not None
     read = claim1.rows_of(one)[0]
