@@ -87,7 +87,8 @@ def paired_table(runs: Sequence[Run], ours: str, others: Sequence[str]) -> str:
                 for r in ran(runs, ours, world)
                 if (key := (r["world_seed"], r["seed"])) in theirs
             ]
-            cells += [f"{sum(d > 0 for d in pairs)}/{len(pairs)}", spread(pairs)]
+            wins = f"{sum(d > 0 for d in pairs)}/{len(pairs)}"
+            cells += [wins if pairs else "not run", spread(pairs)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
