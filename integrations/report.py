@@ -214,9 +214,15 @@ def _plot(
     from matplotlib.figure import Figure
 
     methods = list(dict.fromkeys(key[0] for key in tables))
-    figure = Figure(figsize=(4 * len(methods), 3.2), layout="constrained")
-    panels = figure.subplots(1, len(methods), squeeze=False, sharey=True)[0]
-    for panel, method in zip(panels, methods, strict=True):
+    # one row for each preference world, whose rewards may be of another size: "kl (A)", "kl (B)"
+    methods.sort(key=lambda method: method[-3:] if method.endswith(")") else "")
+    worlds = len({method[-3:] for method in methods if method.endswith(")")}) or 1
+    columns = -(-len(methods) // worlds)
+    figure = Figure(figsize=(4 * columns, 3.2 * worlds), layout="constrained")
+    panels = figure.subplots(worlds, columns, squeeze=False, sharey="row").flatten()
+    for panel in panels[len(methods) :]:
+        panel.set_visible(False)
+    for panel, method in zip(panels, methods, strict=False):
         for name, colour in names:
             runs = [rows for key, rows in tables.items() if key[0] == method]
             for i, rows in enumerate(runs):

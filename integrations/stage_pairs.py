@@ -37,7 +37,7 @@ def load_policy(name: str, tokenizer: Any, device: str) -> Any:
 
     model: Any = AutoModelForCausalLM.from_pretrained(
         name,
-        dtype=torch.float32 if device == "cpu" else "auto",
+        dtype=torch.float32,  # of every policy that is compared, whatever it was saved in
         trust_remote_code=False,
         use_safetensors=True,
     )

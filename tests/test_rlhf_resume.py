@@ -63,12 +63,13 @@ def test_worlds_killed_in_their_stages(tmp_path: Path, monkeypatch: pytest.Monke
     assert main([*command, str(tmp_path / "whole")]) == 0
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "two"))
     again = [*command, str(tmp_path / "cut"), "--resume"]
-    for owner, name in (
-        (preferences.language, "make_tokenizer"),  # in SFT
-        (preferences, "sample_pairs"),  # in pairs
-        (preferences, "_trainer_options"),  # in the reward model
+    for owner, name, calls in (
+        (preferences.language, "make_tokenizer", 1),  # in SFT
+        (preferences, "sample_pairs", 1),  # in pairs
+        (preferences, "sample_pairs", 2),  # in labels, after pairs
+        (preferences, "_trainer_options", 1),  # in the reward model
     ):
-        killed(again, after(owner, name, 1))
+        killed(again, after(owner, name, calls))
     assert not list(cache.cache_root().glob("preference-reward-*"))
     killed(again, after(loop, "write_text", 2))  # the last checkpoint, before the summary
     assert main(again) == 0

@@ -1,5 +1,6 @@
 """A language model that reads cases and writes short verdicts, greedily: base of both judges."""
 
+from abc import ABC, abstractmethod
 from typing import Any, Self
 
 import torch
@@ -16,7 +17,7 @@ from .pretrained import load_config, load_tokenizer, max_positions
 LEAST_ROOM = 64  # tokens that must be left for a case beside the instruction
 
 
-class Reader:
+class Reader(ABC):
     """Holds the judge's model and tokenizer; a subclass says what an empty prompt looks like.
 
     Decoding is greedy, so it uses no random numbers. ValueError for sizes below 1, or where the
@@ -75,9 +76,9 @@ class Reader:
         model.to(place)  # pyright: ignore
         return cls(model, tokenizer, **options)
 
+    @abstractmethod
     def frame(self) -> list[int]:
         """The token ids of a prompt whose case is empty."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def _generate(self, inputs: list[list[int]]) -> list[str]:
