@@ -20,7 +20,7 @@ from .results_page import fill
 from .rlhf_plan import Setting
 from .rlhf_tables import Run, labels_of, ran
 
-SHOWN = ("true", "proxy", "kl_start", "grad_norm", "reward_accuracy", "entropy")
+SHOWN = ("true", "proxy", "kl_start", "grad_norm", "reward_accuracy", "bt_loss", "entropy")
 PROXIES, KLS = (0.5, 1.0, 1.5, 2.0), (1.0, 2.0, 4.0, 8.0)
 
 
@@ -33,14 +33,7 @@ def mean_curves(runs: Sequence[Run]) -> list[dict[str, Any]]:
             for rows in zip(*logs, strict=False):
                 row: dict[str, Any] = {"label": label, "world": world, "step": rows[0]["step"]}
                 row["runs"] = len(logs)
-                for name in (
-                    "true",
-                    "proxy",
-                    "kl_start",
-                    "grad_norm",
-                    "reward_accuracy",
-                    "entropy",
-                ):
+                for name in SHOWN:
                     values = [r[name] for r in rows if r.get(name) is not None]
                     if values:
                         row[name] = round(statistics.fmean(values), 4)
@@ -128,9 +121,9 @@ def write_page(
     """Everything that the page shows; parts that have not been run leave their place as it is."""
     bodies: dict[str, str] = {"tuning": tables.tuning_table(plans.candidates(), parts["tuning"])}
     name_of = {family: s.label for family, s in chosen.items()}
+    central = ["none", *(name_of[n] for n in plans.MAIN if n in name_of)]
     if main := parts.get("main"):
         labels = labels_of(main)
-        central = ["none", *(name_of[n] for n in plans.MAIN if n in name_of)]
         for world in ("A", "B"):
             bodies[f"main {world}"] = tables.outcome_table(main, labels, world)
             bodies[f"proxy {world}"] = tables.matched_table(main, central, world, "proxy", PROXIES)
@@ -140,16 +133,13 @@ def write_page(
         reset = name_of["reset"]
         rivals = [s.label for s in plans.candidates()["kl"]] + [name_of["decay"]]
         bodies["resets"] = tables.paired_table(main, reset, rivals)
-        curves = mean_curves(main)
-        write_csv(data / "curves.csv", curves)
-        plot_curves(data / "curves.png", curves, central)
     if more := parts.get("more"):
         labels = labels_of(more)
         for world in ("A", "B"):
             bodies[f"more {world}"] = tables.outcome_table(more, labels, world)
         others = [x for x in labels if x != name_of["gr+kl"]]
         bodies["more paired"] = tables.paired_table(more, name_of["gr+kl"], others)
-    again = dict(name_of)
+    again, first = dict(name_of), list(main or [])
     if (retune := parts.get("retune")) and more:
         tried = [label for labels in plans.RETUNED.values() for label in labels]
         both = [*more, *retune]
@@ -164,9 +154,14 @@ def write_page(
         ours = again["gr+kl"]
         others = [x for x in labels if x != ours]
         bodies["confirm paired"] = tables.paired_table(fresh, ours, others)
-        first = [*(main or []), *(r for r in confirm if r not in fresh)]
+        first += [r for r in confirm if r not in fresh]
+        central.append(ours)
         rivals = [x for x in labels_of(first) if x != ours]
         bodies["first paired"] = tables.paired_table(first, ours, rivals)
+    if main:
+        curves = mean_curves(first)
+        write_csv(data / "curves.csv", curves)
+        plot_curves(data / "curves.png", curves, central)
     if control := parts.get("control"):
         labels = labels_of(control)
         for world in ("A", "B"):
