@@ -10,7 +10,10 @@ from torch import Tensor, nn
 from flatopt.difference import DIFFERENCES
 from flatopt.guards import exclusions, positive
 from flatopt.measure import gradient, hessian_product
-from flatopt.perturb import RNGState, default_radius, displaced, dot, low_precision, norm
+from flatopt.perturb import RNGState, displaced
+from flatopt.precision import computed_in, default_difference, default_radius
+from flatopt.rounding import Dither
+from flatopt.vectors import dot, norm
 
 GRID = (1e-7, 1e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 
@@ -41,7 +44,7 @@ class CheckResult:
         grid: all results, by radius.
         grad_norm, product_norm: ||g|| and ||H g||; their quotient is the strength at which the
             penalty is as long as the gradient.
-        low_precision: gradients carry 16-bit information only.
+        difference: the one that was judged. precision: what the gradients were computed in.
     """
 
     used: RadiusResult
@@ -49,7 +52,8 @@ class CheckResult:
     grid: tuple[RadiusResult, ...]
     grad_norm: float
     product_norm: float
-    low_precision: bool
+    difference: str
+    precision: str | None
 
     @property
     def recommended_radius(self) -> float:
@@ -57,7 +61,10 @@ class CheckResult:
         return self.best.radius
 
     def __str__(self) -> str:
-        lines = ["radius    cosine     error  realised step"]
+        lines = [
+            f"{self.difference} difference, gradients computed in {self.precision or 'float32'}"
+        ]
+        lines += ["radius    cosine     error  realised step"]
         for r in self.grid:
             mark = " <- used" if r == self.used else ""
             mark += " <- recommended" if r == self.best else ""
@@ -72,7 +79,7 @@ def gradreg_check(
     closure: Callable[[], object],
     *,
     radius: float | None = None,
-    difference: str = "forward",
+    difference: str = "auto",
     exclude: Iterable[Tensor] = (),
     min_cosine: float = 0.9,
     raise_error: bool = True,
@@ -83,8 +90,8 @@ def gradreg_check(
         model: a module, or its parameters. closure: zero_grad, loss, backward on one batch; it is
             called about 12 times, with the same random numbers each time.
         radius: the step length to judge; default: that of `GradRegOptimizer` for this precision.
-        difference: "forward" or "central". exclude: parameters (not names) left out of the
-            perturbation.
+        difference: "forward", "central", or "auto" as in `GradRegOptimizer`.
+        exclude: parameters (not names) left out of the perturbation.
         min_cosine: least acceptable cosine with the exact product at `radius`.
         raise_error: raise below `min_cosine`; otherwise only report.
 
@@ -105,8 +112,8 @@ def gradreg_check(
         >>> result.used.cosine > 0.99
         True
     """
-    if difference not in ("forward", "central"):
-        raise ValueError(f"difference must be 'forward' or 'central', got {difference!r}")
+    if difference not in ("auto", "forward", "central"):
+        raise ValueError(f"difference must be 'auto', 'forward' or 'central', got {difference!r}")
     if radius is not None:
         radius = positive("radius", radius)
     left_out = {id(p) for p in exclusions(exclude, names=False)}
@@ -153,7 +160,9 @@ def _measure(
             f"the gradient's norm is {length}: nothing to check. The closure must compute the loss "
             "and call loss.backward(), on a batch with a signal"
         )
-    low = bool(low_precision(params, g))
+    precision = computed_in(params, g)
+    if difference == "auto":
+        difference = default_difference(precision)
     rng.restore()
     exact = hessian_product(closure, params, g)
     size = float(norm(exact))
@@ -161,7 +170,7 @@ def _measure(
         raise RuntimeError("H g is exactly zero on this batch: GR has nothing to do here")
 
     if radius is None:
-        radius = default_radius(params, low)
+        radius = default_radius(precision)
     results = {
         r: _judge(r, r * theta / length, params, g, exact, difference, same_gradient)
         for r in sorted({*GRID, radius})
@@ -177,7 +186,8 @@ def _measure(
         grid=tuple(results.values()),
         grad_norm=length,
         product_norm=size,
-        low_precision=low,
+        difference=difference,
+        precision=precision,
     )
 
 
@@ -192,8 +202,9 @@ def _judge(
 ) -> RadiusResult:
     method = DIFFERENCES[difference]()
     grads, realised = [], 1.0
-    for point in method.points:
-        with displaced(params, g, eps * point, measure=True) as ratio:
+    for number, point in enumerate(method.points):
+        # 16-bit weights are rounded at random, as the optimizer does
+        with displaced(params, g, eps * point, True, dither=Dither(number)) as ratio:
             grads.append(same_gradient())
         if ratio is not None and point > 0:
             realised = float(ratio)
@@ -213,7 +224,7 @@ def _advice(result: CheckResult, min_cosine: float) -> str:
     )
     if best.cosine >= min_cosine:
         return text + f"Use GradRegOptimizer(..., radius={best.radius:g})."
-    if result.low_precision:
+    if result.precision == "16 bits":
         return text + (
             "No radius is accurate in 16 bits on this batch: try difference='central', compute "
             "the loss in float32, or difference='exact'."

@@ -2,72 +2,78 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
-class Difference(Protocol):
-    """At which points gradients are taken, and how they combine into a multiple of H g.
+class Difference:
+    r"""A weighted sum of gradients that is a multiple of H g.
 
-    ``points`` are the shifts, in units of eps*g, one further backward pass each. ``combine`` gets
-    g1 and one list of gradients per point (float32 or wider), may overwrite the last list, and
-    returns ``(d, scale)`` with ``H g = scale * d``.
+    .. math:: H g = \frac{scale}{\epsilon} \Bigl(base \cdot g + \sum_k sign_k\,
+              \nabla L(\theta + point_k\,\epsilon g)\Bigr)
+
+    ``points`` are the shifts, in units of eps*g, one further backward pass each.
     """
 
-    points: tuple[float, ...]
+    name: ClassVar[str]
+    points: ClassVar[tuple[float, ...]]
+    signs: ClassVar[tuple[float, ...]]
+    base: ClassVar[float]
+    scale: ClassVar[float]
+
+    def factor(self, eps: float) -> float:
+        """H g / the weighted sum."""
+        return self.scale / eps
 
     def combine(
         self, g1: Sequence[Tensor], grads: Sequence[list[Tensor]], eps: float
-    ) -> tuple[list[Tensor], float]: ...
+    ) -> tuple[list[Tensor], float]:
+        """``(d, scale)`` with ``H g = scale * d``; d overwrites the first list of ``grads``."""
+        d, *others = grads
+        for more, sign in zip(others, self.signs[1:], strict=True):
+            for a, b in zip(d, more, strict=True):
+                a.add_(b, alpha=sign)
+        if self.base:
+            for a, b in zip(d, g1, strict=True):
+                a.add_(b, alpha=self.base)
+        return d, self.factor(eps)
 
 
-class Forward:
+class Forward(Difference):
     """(grad L(theta + eps g) - g) / eps. One extra pass; error eps/2 * D3L[g,g]."""
 
-    points = (1.0,)
-
-    def combine(
-        self, g1: Sequence[Tensor], grads: Sequence[list[Tensor]], eps: float
-    ) -> tuple[list[Tensor], float]:
-        (g2,) = grads
-        for a, b in zip(g2, g1, strict=True):
-            a.sub_(b)
-        return g2, 1.0 / eps
+    name = "forward"
+    points, signs = (1.0,), (1.0,)
+    base, scale = -1.0, 1.0
 
 
-class Central:
+class Central(Difference):
     """(grad L(theta + eps g) - grad L(theta - eps g)) / 2 eps. Two extra passes; error eps^2/6."""
 
-    points = (1.0, -1.0)
-
-    def combine(
-        self, g1: Sequence[Tensor], grads: Sequence[list[Tensor]], eps: float
-    ) -> tuple[list[Tensor], float]:
-        ahead, behind = grads
-        for a, b in zip(ahead, behind, strict=True):
-            torch.sub(a, b, out=b)
-        return behind, 0.5 / eps
+    name = "central"
+    points, signs = (1.0, -1.0), (1.0, -1.0)
+    base, scale = 0.0, 0.5
 
 
-class Exact:
+class Exact(Difference):
     """H g by a second backward through the first: the oracle. About twice the cost of Forward.
 
     The extra pass runs at theta itself, with a graph (`differentiable`, which is not thread-safe),
     and is differentiated along g1 by `product`.
     """
 
-    points = (0.0,)
+    name = "exact"
+    points, signs = (0.0,), (1.0,)
+    base, scale = 0.0, 1.0
 
-    def combine(
-        self, g1: Sequence[Tensor], grads: Sequence[list[Tensor]], eps: float
-    ) -> tuple[list[Tensor], float]:
-        return grads[0], 1.0
+    def factor(self, eps: float) -> float:
+        return 1.0
 
 
-DIFFERENCES: dict[str, type[Difference]] = {"forward": Forward, "central": Central, "exact": Exact}
+DIFFERENCES: dict[str, type[Difference]] = {kind.name: kind for kind in (Forward, Central, Exact)}
 
 
 @contextmanager

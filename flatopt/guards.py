@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer, SparseAdam
 
-from flatopt.perturb import DEFAULT_RADIUS
+from flatopt.precision import DEFAULT_RADIUS
 from flatopt.wrapper import OptimizerWrapper
 
 TWO_PASSES = """\
@@ -60,8 +60,21 @@ def check_base(base: Any) -> None:
 
 
 def check_gradients(params: Iterable[Tensor]) -> None:
-    """Refuse gradients that GR cannot combine."""
+    """Refuse gradients that GR cannot combine, and parameters that cannot be shifted."""
+    places: set[int] = set()
     for p in params:
+        if any(step == 0 and size > 1 for step, size in zip(p.stride(), p.shape, strict=True)):
+            raise ValueError(
+                "a parameter is an expanded tensor, whose elements share memory, so it cannot be "
+                "changed in place: make it with .clone()"
+            )
+        if type(p) in (Tensor, torch.nn.Parameter) and p.numel() and p.device.type != "meta":
+            if p.data_ptr() in places:
+                raise ValueError(
+                    "two parameters share memory; it would be shifted twice. Use one Parameter in "
+                    "both modules: module.parameters() then lists it once"
+                )
+            places.add(p.data_ptr())
         if p.grad is not None and p.grad.is_sparse:
             raise ValueError(
                 "GR needs dense gradients: build the layer with sparse=False, as in "
@@ -74,10 +87,82 @@ def check_gradients(params: Iterable[Tensor]) -> None:
             )
 
 
+def sets_up_state(groups: Sequence[dict[str, Any]]) -> bool:
+    """True for the step that torch.distributed.checkpoint makes to set up a state: it is no step.
+
+    All learning rates and gradients are zero in it.
+    """
+    for group in groups:
+        lr = group.get("lr")
+        if lr is None or (isinstance(lr, Tensor) and lr.device.type != "cpu") or float(lr) != 0.0:
+            return False
+    return not has_signal(groups)
+
+
+def check_modes(memory: str, batch: str, fraction: float, difference: str, max_ratio: Any) -> None:
+    """Refuse unknown or contradicting ways to take the passes."""
+    for name, value, known in (
+        ("memory", memory, ("fast", "lean")),
+        ("batch", batch, ("whole", "halves")),
+        ("difference", difference, ("auto", "forward", "central", "exact")),
+    ):
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
+    if not 0.0 < fraction <= 1.0:
+        raise ValueError(f"fraction must be above 0 and at most 1, got {fraction!r}")
+    if fraction < 1.0 and batch == "halves":
+        raise ValueError(
+            "give fraction or batch='halves', not both: halves are two parts of a half"
+        )
+    if memory == "lean":
+        why = {
+            "difference='exact'": difference == "exact",
+            "batch='halves'": batch == "halves",
+            "max_ratio": max_ratio is not None,
+        }
+        for what, there in why.items():
+            if there:
+                raise ValueError(
+                    f"memory='lean' cannot be had with {what}: it adds the second gradient onto "
+                    "the first, which is then gone. Use memory='fast'"
+                )
+
+
 def has_signal(groups: Iterable[dict[str, Any]]) -> bool:
     """False where all gradients are zero: so torch.distributed.checkpoint sets up a state."""
     grads = [p.grad for group in groups for p in group["params"] if p.grad is not None]
     return not grads or any(g.is_sparse or bool(g.any()) for g in grads)
+
+
+def warn_of_one_pass(stacklevel: int) -> None:
+    """A single perturbed() block where the default difference has two."""
+    warnings.warn(
+        "the gradients have 16 bits here (bf16 weights or autocast), where one pass gives a poor "
+        "difference. Take the passes that it needs:\n"
+        f"{TWO_PASSES}\nor say difference='forward' to have one pass without this warning",
+        stacklevel=stacklevel,
+    )
+
+
+PARTS = {
+    "halves": """\
+    loss_fn(model, first_half).backward()       # each loss with its share of the batch's weight
+    optimizer.mark_part(0.5)
+    loss_fn(model, second_half).backward()
+    for number in range(optimizer.passes):      # the second half first
+        with optimizer.perturbed():
+            half = second_half if number < optimizer.passes // 2 else first_half
+            loss_fn(model, half).backward()
+    optimizer.step()""",
+    "fraction": """\
+    loss_fn(model, part).backward()             # each loss with its share of the batch's weight
+    optimizer.mark_part(0.25)                   # the part's share
+    loss_fn(model, rest).backward()
+    for _ in range(optimizer.passes):
+        with optimizer.perturbed():
+            loss_fn(model, part).backward()     # the part alone
+    optimizer.step()""",
+}
 
 
 def warn_of_eps(eps: float, stacklevel: int) -> None:

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from flatopt.difference import differentiable, product
-from flatopt.perturb import RNGState, dot, norm, wide
+from flatopt.perturb import RNGState
+from flatopt.shards import check_one_process
+from flatopt.vectors import dot, norm, wide
 
 
 def gradient(closure: Callable[[], object], params: Sequence[Tensor]) -> list[Tensor]:
@@ -52,6 +54,7 @@ def hessian_product(
         >>> h.tolist()
         [6.0, 12.0]
     """
+    check_one_process(params)
     before = [p.grad for p in params]
     try:
         for p in params:

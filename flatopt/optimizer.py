@@ -1,7 +1,7 @@
 """GradRegOptimizer: gradient regularization around any torch.optim optimizer."""
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Iterable
 from numbers import Real
 from typing import Any
 
@@ -9,33 +9,32 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from flatopt.difference import DIFFERENCES
 from flatopt.guards import (
     CLOSURE_UNDER_SCALER,
+    PARTS,
     REPLACED,
     SCALER_NOT_TOLD,
     TWO_PASSES,
     calling_scaler,
     check_base,
-    check_gradients,
+    check_modes,
     excluded_ids,
     exclusions,
     has_signal,
     number,
     positive,
-    scale_of,
-    warn_of_eps,
+    sets_up_state,
     whole_number,
 )
-from flatopt.perturb import RNGState, default_radius, low_precision
+from flatopt.passes import Passes
+from flatopt.perturb import RNGState
 from flatopt.reference import Reference
 from flatopt.schedule import RatioStrength, ReferenceReset, Strength
 from flatopt.stats import Stats
-from flatopt.window import Mark, Window, kept_gradients
-from flatopt.wrapper import OptimizerWrapper
+from flatopt.wrapper import OWN
 
 
-class GradRegOptimizer(OptimizerWrapper):
+class GradRegOptimizer(Passes):
     r"""Any optimizer, stepping on the gradient of ``L + strength/2 * ||grad L||^2``.
 
     .. math:: g_1 + \gamma \hat H g_1, \qquad
@@ -52,9 +51,10 @@ class GradRegOptimizer(OptimizerWrapper):
             so the penalty is ``ratio`` times as long as the gradient whatever the scale of loss,
             reward and model. With neither given, ratio = 1.
         radius: step length relative to the norm of the perturbed parameters. Default by precision:
-            1e-7 (float64), 1e-5 (float32), 3e-4 (bf16 or fp16 weights, or autocast).
+            see `flatopt.precision.DEFAULT_RADIUS`.
         eps: in place of radius: the step as an absolute multiple of g1 (the paper: 1e-3).
         difference: "forward" (one extra pass), "central" (two) or "exact" (double backward).
+            "auto": forward, but central where gradients have 16 bits (bf16 weights, autocast).
         max_ratio: bound on ||penalty gradient|| / ||g1||, also where `ratio` jumps because the
             curvature of one batch is much above the average; g1 and g2 are never clipped.
         exclude: parameters, or names, that are not perturbed and step with g1. A name is whole
@@ -63,6 +63,13 @@ class GradRegOptimizer(OptimizerWrapper):
         warmup: number of steps over which the strength rises linearly from 0.
         every: apply GR in each `every`-th step only; the others are plain steps of the base.
         reference: a `ReferenceReset`; ``reference`` is then a `Reference` policy, reset and saved.
+        memory: "fast" needs two buffers of the parameters' size, "lean" one: g2 is added onto g1,
+            so `ratio` follows the averages up to the last step (docs/memory.md).
+        offload: keep the weights on the CPU during a pass, where they are on another device.
+        fraction: take the penalty on a part of the batch, along the whole gradient; see
+            `mark_part`. Costs that share of a pass.
+        batch: "halves" takes it from two halves, the gradient of one and the curvature of the
+            other: the unbiased estimate of ``strength/2 * ||E grad||^2``; see `mark_part`.
 
     Raises:
         ValueError: settings that contradict each other or lie outside their range; unknown names.
@@ -85,7 +92,7 @@ class GradRegOptimizer(OptimizerWrapper):
         True
     """
 
-    _not_copied = frozenset({"_window", "_mark", "stats"})
+    _not_copied = frozenset({"_window", "_mark", "_part", "_pool", "stats"})
 
     def __init__(
         self,
@@ -95,14 +102,19 @@ class GradRegOptimizer(OptimizerWrapper):
         ratio: float | None = None,
         radius: float | None = None,
         eps: float | None = None,
-        difference: str = "forward",
+        difference: str = "auto",
         max_ratio: float | None = None,
         exclude: Iterable[str | Tensor] = (),
         warmup: int = 0,
         every: int = 1,
         reference: ReferenceReset | None = None,
+        memory: str = "fast",
+        offload: bool = False,
+        fraction: float = 1.0,
+        batch: str = "whole",
     ) -> None:
         check_base(base)
+        check_modes(memory, batch, fraction, difference, max_ratio)
         if strength is not None and ratio is not None:
             raise ValueError("give strength or ratio, not both: ratio sets the strength each step")
         if strength is None and ratio is None:
@@ -113,33 +125,29 @@ class GradRegOptimizer(OptimizerWrapper):
             strength = number("strength", strength)
         elif strength is not None and not callable(strength):
             raise TypeError(f"strength must be a number or a callable of step, got {strength!r}")
-        if difference not in DIFFERENCES:
-            raise ValueError(f"difference must be one of {sorted(DIFFERENCES)}, got {difference!r}")
 
         super().__init__(base)
         self.strength = strength
         self.ratio_rule = None if ratio is None else RatioStrength(number("ratio", ratio))
         self.radius = None if radius is None else positive("radius", radius)
         self.eps = None if eps is None else positive("eps", eps)
-        self.difference = DIFFERENCES[difference]()
+        self.difference = difference
         self.max_ratio = None if max_ratio is None else positive("max_ratio", max_ratio)
         self.warmup = whole_number("warmup", warmup, minimum=0)
         self.every = whole_number("every", every, minimum=1)
         self.exclude = exclusions(exclude)
+        self.memory, self.offload = memory, offload
+        self.fraction, self.batch = fraction, batch
         self.stats = Stats()
         self.steps_taken = 0
-        self._low_precision: bool | None = None  # unknown until the first gradient
-        self._warned_eps = False
+        self.precision: str | None = None  # unknown until the first gradient
+        self._warned: set[str] = set()
+        self._pool: dict[int, Tensor] = {}
         self._reset_window()
         excluded_ids(self.exclude, self.param_groups)  # unknown names fail here, before any work
         self.reference = None if reference is None else Reference(self._params, reference)
 
     # ---- the step -------------------------------------------------------------------------------
-
-    @property
-    def passes(self) -> int:
-        """How many `perturbed()` passes this step needs: 0 where it is a plain step of the base."""
-        return len(self.difference.points) if self._strength_factor() else 0
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -161,6 +169,10 @@ class GradRegOptimizer(OptimizerWrapper):
         Raises:
             RuntimeError: GR is due and no second gradient was given; a closure under GradScaler.
         """
+        if self._window is not None and self._window.active:
+            raise RuntimeError(
+                f"step() inside perturbed(); it comes after the block:\n{TWO_PASSES}"
+            )
         if self.reference:
             self.reference.check_out()
         scaler = calling_scaler()
@@ -170,10 +182,9 @@ class GradRegOptimizer(OptimizerWrapper):
             if scaler is not None:
                 raise RuntimeError(CLOSURE_UNDER_SCALER)
             loss = self._run_closure(closure)
-        elif self.passes and not self._combined and has_signal(self.param_groups):
-            if self._window is not None:  # "central" after one pass of two
-                self._window.abandon()
-                self._reset_window()
+        elif self._half_done() or (
+            self._strength_factor() and not self._combined and has_signal(self.param_groups)
+        ):
             raise RuntimeError(
                 "GradRegOptimizer.step() needs a second gradient: pass a closure, "
                 f"`optimizer.step(closure)`, or write\n{TWO_PASSES}{REPLACED if replaced else ''}"
@@ -182,143 +193,61 @@ class GradRegOptimizer(OptimizerWrapper):
             self.eps is not None or self.ratio_rule is None  # what depends on the scale
         ):
             raise RuntimeError(SCALER_NOT_TOLD)
+        setting_up = closure is None and not self._combined and sets_up_state(self.param_groups)
         try:
             if not self._combined:
-                why = "the gradient is zero" if self.passes else self._why_plain()
+                due = self._strength_factor()
+                why = "the gradient is zero" if due else self._why_plain()
                 self.stats = Stats(strength=0.0, skipped=why)
             if not self._skip_base:
                 self.base.step()
+            if self._norms is not None and self.ratio_rule is not None:
+                self.ratio_rule.update(*self._norms)  # not before: a step that fails does not count
         finally:
             self._reset_window()
-        self.steps_taken += 1
-        if self.reference is not None:
-            self.reference.after_step(self.base)
+        if not setting_up:
+            self.steps_taken += 1
+            if self.reference is not None:
+                self.reference.after_step(self.base)
+        if setting_up or OWN in self.param_groups[0]:
+            self._publish(self._own_numbers())
         return loss
 
+    def _half_done(self) -> bool:
+        """After one pass of two: g1 is back in ``.grad``, and the pass forgotten."""
+        if self._window is None:
+            return False
+        self._window.abandon()
+        self._reset_window()
+        return True
+
     def _run_closure(self, closure: Callable[[], float]) -> float:
-        passes = self.passes
-        rng = RNGState.capture(self._devices()) if passes else None
-        if not self._combined:  # "central" after one pass of two
-            self._reset_window()
+        due = bool(self._strength_factor())
+        if due and (self.fraction < 1.0 or self.batch == "halves"):
+            kind = "halves" if self.batch == "halves" else "fraction"
+            raise RuntimeError(
+                "a closure computes the whole batch. For parts of it write the passes yourself:\n"
+                + PARTS[kind]
+            )
+        rng = RNGState.capture(self._devices()) if due else None
+        self._half_done()
         before = self._mark.again() if self._mark is not None else None
         with torch.enable_grad():
             loss = closure()
         if before is not None and before.changed:  # the closure computed a gradient of its own
             self._reset_window()
-        if not passes or self._combined:
+        if not due or self._combined:
             return loss
         assert rng is not None
         after = RNGState.capture(self._devices())
         try:
-            for _ in range(passes):
+            for _ in range(self.passes):
                 rng.restore()
                 with self.perturbed(), torch.enable_grad():
                     closure()
         finally:
             after.restore()
         return loss
-
-    @contextmanager
-    def perturbed(self, scaler: Any = None) -> Iterator[None]:
-        """Theta' inside, theta again outside, bit for bit, also when an error is raised.
-
-        On entry ``.grad`` must hold g1; inside, run the same forward and backward again; on exit
-        ``.grad`` holds the combined gradient, ready for clipping and `step()`. "central" needs two
-        such passes: use ``for _ in range(optimizer.passes)``, which also leaves out passes that a
-        step does not need. Where a step needs none, g1 is kept unchanged. A batch that is dropped
-        with `zero_grad()` leaves nothing behind (nor with ``model.zero_grad()``, unless
-        ``set_to_none=False``). Until `step()`, change ``.grad`` in place only.
-
-        Two optimizers on one model, such as Muon and AdamW: wrap both and write
-        ``with a.perturbed(), b.perturbed():``. Parameters of an optimizer that is not wrapped would
-        get g1 + g2. With ``strength=0`` the second keeps its g1, and its parameters do not move.
-
-        After ``accelerator.prepare(optimizer)`` keep the `GradRegOptimizer` for this method, which
-        accelerate's own wrapper does not have.
-
-        Args:
-            scaler: the torch GradScaler that scaled the losses of both passes, if there is one;
-                call it before ``scaler.unscale_``.
-
-        Raises:
-            RuntimeError: no gradient yet, all passes of this step already done, or inside one.
-            ValueError: sparse or complex gradients.
-        """
-        if not self.passes:
-            with kept_gradients(self._params()):
-                yield
-            return
-        if self._window is not None and self._window.active:
-            raise RuntimeError(
-                "perturbed() was entered inside perturbed(); one pass must end before the next:\n"
-                f"{TWO_PASSES}"
-            )
-        self._drop_stale()
-        if self._combined:
-            raise RuntimeError(
-                "perturbed() was already used for this step "
-                f"({len(self.difference.points)} pass(es)); call optimizer.step() first, or "
-                f"optimizer.zero_grad() to drop it:\n{TWO_PASSES}"
-            )
-        if self._mark is not None and self._mark.changed:
-            self._reset_window()
-            raise RuntimeError(
-                "the gradients changed between two passes of one step. Call optimizer.zero_grad() "
-                f"before another batch:\n{TWO_PASSES}"
-            )
-        if self._window is None:
-            self._scaler_given = scaler is not None
-            self._window = self._open_window(scale_of(scaler, self))
-        self._mark = None
-        window = self._window
-        try:
-            with window.next_pass():
-                yield
-        except BaseException as error:
-            window.abandon()
-            self._reset_window()
-            self.stats = Stats(skipped=f"the second pass raised {type(error).__name__}")
-            raise
-        if window.complete:
-            self._combine(window)
-        self._mark = Mark((*window.moved, *window.kept))
-
-    def _open_window(self, scale: float) -> Window:
-        excluded = excluded_ids(self.exclude, self.param_groups)
-        every = self._params()
-        params = [p for p in every if p.grad is not None]
-        if not params:
-            raise RuntimeError(
-                "perturbed() found no gradient: call backward() on the loss before it. Write\n"
-                f"{TWO_PASSES}"
-            )
-        check_gradients(params)
-        moved = [p for p in params if id(p) not in excluded]
-        return Window(
-            moved,
-            [p for p in params if id(p) in excluded],
-            [p for p in every if p.grad is None],
-            self.difference,
-            radius=self._radius_for(moved),
-            eps=self.eps,
-            scale=scale,
-            measure=True,
-        )
-
-    def _combine(self, window: Window) -> None:
-        factor = self._strength_factor()
-        self.stats = window.combine(
-            lambda grad_norm, product_norm: (
-                factor * self.ratio_rule.update(grad_norm, product_norm)
-                if self.ratio_rule is not None
-                else factor
-            ),
-            self.max_ratio,
-        )
-        self._window, self._combined = None, True
-        # A gradient that is not finite would ruin the weights and the base's moments. Under a
-        # scaler it must stay visible: the scaler skips the step and lowers its scale.
-        self._skip_base = window.bad_gradient
 
     # ---- strength and precision -----------------------------------------------------------------
 
@@ -339,62 +268,46 @@ class GradRegOptimizer(OptimizerWrapper):
         left_out = self.steps_taken % self.every
         return f"every={self.every}: a plain step" if left_out else "the strength is 0"
 
-    def _radius_for(self, params: list[Tensor]) -> float | None:
-        """The relative length of the shift; None where `eps` sets it."""
-        if self._low_precision is None:
-            self._low_precision = low_precision(params, [p.grad for p in params])
-        if self.eps is None:
-            return self.radius or default_radius(params, bool(self._low_precision))
-        if self._low_precision and not self._warned_eps:
-            self._warned_eps = True
-            warn_of_eps(self.eps, stacklevel=6)
-        return None
-
     # ---- parameters and gradients ---------------------------------------------------------------
-
-    def _reset_window(self) -> None:
-        self._window: Window | None = None
-        self._combined = False
-        self._skip_base = False
-        self._scaler_given = False
-        self._mark: Mark | None = None
-
-    def _drop_stale(self) -> bool:
-        """Forget passes whose gradients were replaced or cleared and whose step never came."""
-        stale = self._mark is not None and self._mark.replaced
-        if stale:
-            self._reset_window()
-        return stale
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients, as in torch.optim; outside a pass, also forget earlier ones."""
+        if self._window is not None and self._window.active:
+            self._window.clear(lambda: super(GradRegOptimizer, self).zero_grad(set_to_none))
+            return
         super().zero_grad(set_to_none)
-        if self._window is None or not self._window.active:
-            self._reset_window()
+        self._reset_window()
 
     # ---- saved and copied -----------------------------------------------------------------------
 
-    def _own_state(self) -> dict[str, Any]:
-        """The step number, the averages of `ratio`, and the reference policy if there is one."""
+    def _own_numbers(self) -> dict[str, Any]:
+        """The step number and the averages of `ratio`."""
         rule = self.ratio_rule
         norms = (rule.grad_norm, rule.product_norm) if rule else (0.0, 0.0)
-        own = {"steps_taken": self.steps_taken, "grad_norm": norms[0], "product_norm": norms[1]}
-        return own | ({"reference": self.reference.state_dict()} if self.reference else {})
+        return {"steps_taken": self.steps_taken, "grad_norm": norms[0], "product_norm": norms[1]}
+
+    def _own_state(self) -> dict[str, Any]:
+        """These numbers, and the reference policy if there is one."""
+        reference = {"reference": self.reference.state_dict()} if self.reference else {}
+        return self._own_numbers() | reference
 
     def _load_own_state(self, own: dict[str, Any]) -> None:
-        self.steps_taken = int(own.get("steps_taken", 0))
+        names = ("steps_taken", "grad_norm", "product_norm")
+        values = [own.get(n, 0.0) for n in names] if isinstance(own, dict) else [None]
+        if not all(isinstance(v, (int, float)) and math.isfinite(v) and v >= 0 for v in values):
+            raise ValueError(f"'gradreg' in the saved state is damaged: {own!r}")
+        self.steps_taken = int(values[0])  # type: ignore[arg-type]
         if self.ratio_rule is not None:
-            self.ratio_rule.grad_norm = float(own.get("grad_norm", 0.0))
-            self.ratio_rule.product_norm = float(own.get("product_norm", 0.0))
+            self.ratio_rule.grad_norm, self.ratio_rule.product_norm = values[1:]  # type: ignore[misc]
         if self.reference is not None:
             self.reference.load_state_dict(own.get("reference"))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._reset_window()
+        self._pool = {}
         self.stats = Stats()
 
     def __repr__(self) -> str:
         rule = f"ratio={self.ratio_rule.ratio}" if self.ratio_rule else f"strength={self.strength}"
-        kind = type(self.difference).__name__
-        return f"GradRegOptimizer({rule}, difference={kind}, {self.base!r})"
+        return f"GradRegOptimizer({rule}, difference={self.difference}, {self.base!r})"

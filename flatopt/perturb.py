@@ -1,4 +1,4 @@
-"""Shift lists of parameters and restore them bit for bit; norms; shared random numbers."""
+"""Shift parameters and put them back bit for bit; random-number state."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -7,168 +7,147 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-LOW_PRECISION = (torch.bfloat16, torch.float16)
-
-# Step length ||theta' - theta|| / ||theta|| at which the forward difference is most accurate, by
-# the precision in which the gradients are computed (docs/how-to-choose.md). A shorter step drowns
-# in rounding, a longer one in the third derivative.
-DEFAULT_RADIUS = {torch.float64: 1e-7, torch.float32: 1e-5, torch.bfloat16: 3e-4}
-
-
-# Elements of float32 weights looked at for the realised step: rounding there is the same everywhere
-SAMPLE = 1_000_000
-
-# Coordinates looked at for the share whose sign GR reverses: enough for half a per cent
-SIGNS = 16_384
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which gradients of that dtype are kept and combined: at least float32."""
-    return torch.float32 if dtype in LOW_PRECISION else dtype
-
-
-def _plain(tensors: Sequence[Tensor]) -> bool:
-    """True where torch's multi-tensor kernels are safe: no tensor subclass such as DTensor."""
-    return all(type(t) in (Tensor, torch.nn.Parameter) for t in tensors)
-
-
-def _local(value: Tensor) -> Tensor:
-    """A norm over shards (DTensor) as the same plain number on every rank."""
-    return value.full_tensor() if hasattr(value, "full_tensor") else value  # type: ignore[operator]
-
-
-def _joint_norm(norms: Sequence[Tensor], device: torch.device) -> Tensor:
-    return torch.linalg.vector_norm(torch.stack([_local(n).to(device) for n in norms]))
-
-
-@torch.no_grad()
-def norm(tensors: Sequence[Tensor]) -> Tensor:
-    """Euclidean norm of a list of tensors as one vector: 0-dim, float32 or wider.
-
-    The tensors may differ in dtype and device; the result is on the device of the first.
-    """
-    groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-    for t in tensors:
-        groups.setdefault((t.device, t.dtype), []).append(t)
-    parts: list[Tensor] = []
-    for (_, dtype), group in groups.items():
-        if _plain(group):
-            parts.extend(torch._foreach_norm(group, 2, dtype=wide(dtype)))
-        else:
-            parts.extend(torch.linalg.vector_norm(t, dtype=wide(dtype)) for t in group)
-    if len({p.dtype for p in parts}) > 1:
-        parts = [p.double() for p in parts]
-    return _joint_norm(parts, tensors[0].device)
-
-
-@torch.no_grad()
-def dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
-    """Inner product of two lists of tensors as vectors: 0-dim, on the device of the first."""
-    device = left[0].device
-    total = torch.zeros((), dtype=wide(left[0].dtype), device=device)
-    for a, b in zip(left, right, strict=True):
-        a, b = a.to(wide(a.dtype)), b.to(wide(b.dtype))
-        if _plain((a, b)) and a.is_contiguous() and b.is_contiguous():
-            part = torch.dot(a.view(-1), b.view(-1))
-        else:
-            part = _local((a * b).sum())
-        total += part.to(device)
-    return total
-
-
-@torch.no_grad()
-def share_reversed(
-    before: Sequence[Tensor], added: Sequence[Tensor], weight: float
-) -> Tensor | None:
-    """Share of the coordinates, where not 0, that change sign from g to g + weight * d.
-
-    Of an even sample of about `SIGNS` coordinates: 0-dim. None for shards (DTensor).
-    """
-    if not (_plain(before) and _plain(added)):
-        return None
-    # an odd stride, lest it fall on the same column of every matrix
-    stride = sum(g.numel() for g in before) // SIGNS | 1
-    device, dtype = before[0].device, wide(before[0].dtype)
-
-    def sample(tensors: Sequence[Tensor]) -> Tensor:
-        return torch.cat([t.reshape(-1)[::stride].to(device, dtype) for t in tensors])
-
-    g, d = sample(before), sample(added)
-    # signs, because the product of two small gradients would underflow
-    return (g.sign() * (g + weight * d).sign() < 0).sum() / (g != 0).sum().clamp(min=1)
-
-
-@torch.no_grad()
-def read(values: Sequence[Tensor]) -> list[float]:
-    """0-dim tensors of any float dtype and device as floats, with one wait for the device."""
-    widest = values[0].dtype
-    for v in values[1:]:
-        widest = torch.promote_types(widest, v.dtype)
-    device = values[0].device
-    return torch.stack([v.to(device=device, dtype=widest) for v in values]).tolist()
+from flatopt.backup import Backup, Keeper, Swapped, cut, spans
+from flatopt.rounding import Dither, to_dtype
+from flatopt.shards import fresh_copies, local
+from flatopt.vectors import LOOKED_AT, LOW_PRECISION, ShardSums, wide
 
 
 @contextmanager
 def displaced(
-    params: Sequence[Tensor], directions: Sequence[Tensor], alpha: float, measure: bool = False
+    params: Sequence[Tensor],
+    directions: Sequence[Tensor],
+    alpha: float,
+    measure: bool = False,
+    keeper: Keeper | None = None,
+    dither: Dither | None = None,
 ) -> Iterator[Tensor | None]:
     """``theta + alpha * direction`` inside, theta outside, bit for bit, also after an error.
 
     The values are changed in place, so storage pointers (flat buffers, DDP buckets, FSDP views,
     compiled graphs) stay valid. Low-precision weights are shifted in float32 and rounded once.
-    Costs one copy of ``params``.
 
     Args:
         params: tensors to shift; directions: of the same shapes; alpha: multiple of them.
         measure: also compute what is yielded.
+        keeper: where the old values are kept; by default in a copy.
+        dither: rounds 16-bit weights at random, so that the shift is right on average; without it
+            they are rounded to the nearest.
 
     Yields:
         With ``measure``, the length of the shift that survived rounding / the intended one (0-dim
-        tensor): over all weights of 16 bits, over a sample of `SAMPLE` wider ones.
+        tensor): over all weights of 16 bits, over a sample of `LOOKED_AT` wider ones.
     """
-    backup = [p.detach().clone() for p in params]
+    keeper = keeper or Keeper()
+    saved: list[tuple[Tensor, Backup]] = []
+    lengths = _Lengths(alpha, params[0].device) if measure and params else None
     try:
         with torch.no_grad():
-            _shift(params, directions, alpha)
-            realised = _realised(params, backup, directions, alpha) if measure and params else None
+            for p, d in zip(params, directions, strict=True):
+                _shift(p, d, alpha, keeper, dither, saved, lengths)
+            realised = lengths.ratio() if lengths is not None else None
         # inside an outer autocast block the 16-bit copies of the old weights would be used again
         torch.clear_autocast_cache()
-        yield realised
+        with fresh_copies(params):
+            yield realised
     finally:
         with torch.no_grad():
-            for p, value in zip(params, backup, strict=True):
-                p.copy_(value)
+            _restore(saved)
         torch.clear_autocast_cache()
 
 
-def _realised(
-    params: Sequence[Tensor], backup: Sequence[Tensor], directions: Sequence[Tensor], alpha: float
-) -> Tensor:
-    """Length of the actual shift / of the intended one."""
-    actual, intended, seen = [], [], 0
-    for p, b, d in zip(params, backup, directions, strict=True):
-        if seen >= SAMPLE and p.dtype not in LOW_PRECISION:
-            continue
-        # one tensor at a time: a list of differences would be a third copy of the weights
-        actual.append(torch.linalg.vector_norm(p.to(wide(p.dtype)) - b))
-        intended.append(torch.linalg.vector_norm(d))
-        seen += p.numel()
-    device = params[0].device
-    return _joint_norm(actual, device) / (abs(alpha) * _joint_norm(intended, device))
+def _shift(
+    param: Tensor,
+    direction: Tensor,
+    alpha: float,
+    keeper: Keeper,
+    dither: Dither | None,
+    saved: list[tuple[Tensor, Backup]],
+    lengths: "_Lengths | None",
+) -> None:
+    """Move one tensor, each range of it saved before anything is written to it."""
+    p, d = local(param), local(direction)
+    if d.shape != p.shape:
+        raise RuntimeError(f"a direction of shape {tuple(d.shape)} for one of {tuple(p.shape)}")
+    backup = keeper.begin(p)
+    saved.append((p, backup))
+    if isinstance(backup, Swapped):
+        torch.add(p, d, alpha=alpha, out=backup.space)
+        if lengths is not None and lengths.seen < LOOKED_AT:
+            few = slice(0, LOOKED_AT)
+            old, new, step = (t.reshape(-1)[few] for t in (p, backup.space, d))
+            lengths.add(param, new, old, step)
+        p.data = backup.space
+    else:
+        _write(param, p, d, alpha, backup, dither, lengths)
+    if lengths is not None:
+        lengths.seen += param.numel()
 
 
-def _shift(params: Sequence[Tensor], directions: Sequence[Tensor], alpha: float) -> None:
-    exact = [(p, d) for p, d in zip(params, directions, strict=True) if p.dtype == d.dtype]
-    if exact:
-        targets, steps = [p for p, _ in exact], [d for _, d in exact]
-        if _plain(targets) and _plain(steps):
-            torch._foreach_add_(targets, steps, alpha=alpha)
+def _write(
+    param: Tensor,
+    p: Tensor,
+    d: Tensor,
+    alpha: float,
+    backup: Backup,
+    dither: Dither | None,
+    lengths: "_Lengths | None",
+) -> None:
+    """Move one tensor in its own memory."""
+    narrow = p.dtype in LOW_PRECISION
+    for span in spans(p, d):
+        part, step = cut(p, span), cut(d, span)
+        look = lengths is not None and (narrow or lengths.seen < LOOKED_AT)
+        old = part.clone() if look else None
+        if narrow:
+            moved = to_dtype(part.float().add_(step, alpha=alpha), p.dtype, dither)
+            backup.save(span, part, moved)
+            part.copy_(moved)
         else:
-            for p, d in exact:
-                p.add_(d, alpha=alpha)
-    for p, d in zip(params, directions, strict=True):
-        if p.dtype != d.dtype:
-            p.copy_(p.to(d.dtype).add_(d, alpha=alpha))
+            backup.save(span, part, None)
+            part.add_(step, alpha=alpha)
+        if lengths is not None and old is not None:
+            lengths.add(param, part, old, step)
+
+
+def _restore(saved: list[tuple[Tensor, Backup]]) -> None:
+    """Put all values back, the last shifted first; to the end, whatever comes meanwhile.
+
+    A Ctrl-C in here would leave a part of the model perturbed: it is let out afterwards.
+    """
+    late: BaseException | None = None
+    tried = 0
+    while saved:
+        try:
+            p, backup = saved[-1]
+            backup.restore(p)
+            saved.pop()
+            tried = 0
+        except KeyboardInterrupt as caught:
+            late = caught  # restoring again is harmless
+        except BaseException as caught:
+            late, tried = late or caught, tried + 1
+            if tried > 1:  # this one cannot be put back; the others must be
+                saved.pop()
+                tried = 0
+    if late is not None:
+        raise late
+
+
+class _Lengths:
+    """Length of the actual shift / of the intended one, from the ranges that were looked at."""
+
+    def __init__(self, alpha: float, device: torch.device) -> None:
+        self.alpha, self.seen = alpha, 0
+        self.actual, self.intended = ShardSums(device), ShardSums(device)
+
+    def add(self, param: Tensor, part: Tensor, old: Tensor, step: Tensor) -> None:
+        change = part.to(wide(part.dtype)) - old
+        self.actual.add(param, torch.linalg.vector_norm(change))
+        self.intended.add(param, torch.linalg.vector_norm(step, dtype=wide(step.dtype)))
+
+    def ratio(self) -> Tensor:
+        return self.actual.norm() / (abs(self.alpha) * self.intended.norm())
 
 
 @dataclass
@@ -204,52 +183,3 @@ class RNGState:
         torch.set_rng_state(self.cpu)
         for device, state in self.devices.items():
             getattr(torch, device.type).set_rng_state(state, device)
-
-
-def looks_low_precision(grads: Sequence[Tensor], sample: int = 4096) -> bool | None:
-    """True where float32 gradients carry only bf16/fp16 information, as autocast leaves them.
-
-    Under autocast each matrix is cast to 16 bits, so its float32 gradient is a 16-bit number (or a
-    sum of a few): the last bits of the mantissa are zero. In a gradient computed in float32, the
-    last 4 bits are all zero in 1 element of 16. Integers and other round numbers would fool this
-    test, so only matrices count, and most of their elements must agree. None: too few finite
-    elements other than zero to tell.
-    """
-    seen = zeros = 0
-    for g in grads:
-        if g.dtype != torch.float32 or g.dim() < 2 or g.is_sparse or not _plain((g,)):
-            continue
-        flat = g.detach().reshape(-1)[:sample]
-        bits = flat.view(torch.int32)[(flat != 0) & flat.isfinite()]
-        seen += bits.numel()
-        zeros += int((bits & 0xF == 0).sum())
-        if seen >= sample:
-            break
-    return zeros > 0.5 * seen if seen >= 256 else None
-
-
-def multiplies_in_tf32(params: Sequence[Tensor]) -> bool:
-    """True where products of these float32 matrices are computed with TF32's 10 bits, on CUDA."""
-    if not any(p.device.type == "cuda" and p.dtype == torch.float32 for p in params):
-        return False
-    try:
-        return torch.get_float32_matmul_precision() != "highest"
-    except RuntimeError:  # set by torch's newer switch, which forbids asking the older one
-        return torch.backends.cuda.matmul.fp32_precision == "tf32"
-
-
-def low_precision(params: Sequence[Tensor], grads: Sequence[Tensor | None]) -> bool | None:
-    """True where gradients are computed with 16 bits or TF32; None where nothing tells yet."""
-    if any(p.dtype in LOW_PRECISION for p in params) or multiplies_in_tf32(params):
-        return True
-    if any(torch.is_autocast_enabled(kind) for kind in {p.device.type for p in params}):
-        return True
-    return looks_low_precision([g for g in grads if g is not None])
-
-
-def default_radius(params: Sequence[Tensor], low: bool) -> float:
-    """The step length for these parameters, where none was given."""
-    if low:
-        return DEFAULT_RADIUS[torch.bfloat16]
-    double = all(p.dtype == torch.float64 for p in params)
-    return DEFAULT_RADIUS[torch.float64 if double else torch.float32]

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from flatopt.perturb import wide
 from flatopt.schedule import ReferenceReset
+from flatopt.shards import fresh_copies
+from flatopt.vectors import wide
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,8 @@ class Reference:
                     self._exchange(i)
                     done = i + 1
                 torch.clear_autocast_cache()  # it holds 16-bit copies of the policy's weights
-                yield
+                with fresh_copies(self.params()):  # and FSDP2 gathered ones
+                    yield
         finally:
             with torch.no_grad():
                 for i in range(done):
@@ -173,8 +175,9 @@ class Reference:
         """
         if not state:
             warnings.warn(
-                "this checkpoint holds no reference policy (it was saved without reference=...): "
-                "the reference stays what it was when the optimizer was made",
+                "this checkpoint holds no reference policy (it was saved without reference=..., or "
+                "by torch.distributed.checkpoint, beside which optimizer.reference.state_dict() "
+                "must be saved): the reference stays what it was when the optimizer was made",
                 stacklevel=4,
             )
             return

@@ -78,9 +78,27 @@ class RatioStrength:
         """Take in this step's two norms; return the strength for this step."""
         if product_norm == 0.0:
             return 0.0
-        self.grad_norm = self.decay * self.grad_norm + (1 - self.decay) * grad_norm
-        self.product_norm = self.decay * self.product_norm + (1 - self.decay) * product_norm
-        return self.ratio * self.grad_norm / self.product_norm
+        self.grad_norm, self.product_norm = self._averages(grad_norm, product_norm)
+        return self.last
+
+    def preview(self, grad_norm: float, product_norm: float) -> float:
+        """The strength that `update` would return; nothing is taken in."""
+        if product_norm == 0.0:
+            return 0.0
+        average, product = self._averages(grad_norm, product_norm)
+        return self.ratio * average / product
+
+    @property
+    def last(self) -> float:
+        """The strength by the norms taken in so far; 0 before the first."""
+        return self.ratio * self.grad_norm / self.product_norm if self.product_norm else 0.0
+
+    def _averages(self, grad_norm: float, product_norm: float) -> tuple[float, float]:
+        new = 1 - self.decay
+        return (
+            self.decay * self.grad_norm + new * grad_norm,
+            self.decay * self.product_norm + new * product_norm,
+        )
 
 
 @dataclass(frozen=True)

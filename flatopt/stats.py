@@ -5,12 +5,16 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+WORDS = ("difference", "precision", "skipped")  # what is not a number
+
 
 @dataclass
 class Stats:
     """Numbers of the last step, as 0-dim tensors on the parameters' device, or None before it.
 
-    All norms are over the perturbed parameters (without excluded ones). `float(stats.cosine)` or
+    All norms are over the perturbed parameters (without excluded ones). With ``memory="lean"``
+    those of g2 and of the penalty are estimates from a sample of the coordinates; so are `cosine`
+    and `curvature` of models above a million parameters. `float(stats.cosine)` or
     `stats.numbers()` reads them.
 
     Attributes:
@@ -29,6 +33,9 @@ class Stats:
             at once. Like Adam it does not see a positive factor on a coordinate. With 16-bit
             weights or autocast a part of it is rounding.
         radius: the intended ||theta' - theta|| / ||theta||.
+        difference: "forward", "central" or "exact": how H g1 was taken.
+        precision: what the gradients were computed in: "float64", "float32", "tf32" or "16 bits";
+            None where nothing tells (very small float32 models).
         skipped: why GR was left out of this step, for all or for some parameters; or None.
     """
 
@@ -42,6 +49,8 @@ class Stats:
     realised_step: Tensor | None = None
     radius: Tensor | float | None = None
     reversed: Tensor | None = None
+    difference: str | None = None
+    precision: str | None = None
     skipped: str | None = None
 
     @property
@@ -54,7 +63,7 @@ class Stats:
 
     def known(self) -> dict[str, Tensor | float]:
         """The numbers that are known, as they are (does not wait for the device)."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "skipped"}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in WORDS}
         values["turn"] = self.turn
         return {name: value for name, value in values.items() if value is not None}
 

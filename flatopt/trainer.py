@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flatopt import trainer_parts as parts
 from flatopt.guards import exclusions, name_matches
 from flatopt.old_logps import MicroBatch, fix_old_logps, keep_ratio, sequence_ratio
 from flatopt.optimizer import GradRegOptimizer
-from flatopt.perturb import DEFAULT_RADIUS, RNGState
+from flatopt.perturb import RNGState
 from flatopt.schedule import Strength
 from flatopt.stats import Stats
+from flatopt.trainer_parts import check_parts
 from flatopt.trainer_reference import ReferenceStandIn, check_reference
 
 SAMPLES = ("importance", "sequence", "score")
@@ -41,9 +43,10 @@ def attach(
     Args:
         trainer: SFT, DPO, Reward, RLOO, GRPO or any other Trainer; not yet trained.
         strength, ratio, and ``options`` (radius, eps, difference, max_ratio, warmup, every,
-            reference): as in `GradRegOptimizer`. A ``reference=ReferenceReset(...)`` takes the
-            place of TRL's reference model in the KL term of GRPO and RLOO (``beta`` > 0), also
-            with PEFT. For resets alone: ``attach(trainer, 0.0, reference=...)``.
+            reference, memory, offload): as in `GradRegOptimizer`. A
+            ``reference=ReferenceReset(...)`` takes the place of TRL's reference model in the KL
+            term of GRPO and RLOO (``beta`` > 0), also with PEFT. For resets alone:
+            ``attach(trainer, 0.0, reference=...)``.
         samples: for policy-gradient trainers, whose rollouts were drawn at theta, what g2 is.
             "importance" (default): the old log-probs stay those of theta, so g2 carries the ratio
             pi_theta' / pi_theta, and the penalty is that of the surrogate loss on fixed samples.
@@ -53,6 +56,11 @@ def attach(
             ratio sums the rounding noise of all its tokens' log-probs: prefer float32.
             "score": the ratio stays what it was at theta (1 on policy; the paper's code without
             vLLM): the score-function term of the Hessian is left out. Other trainers ignore it.
+        fraction (in options): take the penalty on the first ``ceil(fraction * n)`` of the n
+            micro-batches of a step (gradient accumulation), along the gradient of all of them.
+        batch (in options): "halves" takes the gradient from one half of the micro-batches and the
+            curvature from the other, both ways: without the batch's own noise, as long as no prompt
+            has completions in both halves.
         exclude: names of parameters or modules, as in `GradRegOptimizer`: whole dotted parts,
             found anywhere in a name, such as "lm_head", "layers.0" or "mlp.up_proj.weight".
 
@@ -61,7 +69,7 @@ def attach(
         trainer's own logs get ``gr/grad_norm``, ``gr/penalty_ratio``, ``gr/strength`` and more.
 
     Raises:
-        ValueError: fp16, DeepSpeed, FSDP, LOMO or layerwise optimizers (not supported here),
+        ValueError: fp16, DeepSpeed, FSDP1, LOMO or layerwise optimizers (not supported here),
             difference="exact" for a policy trainer, a reference without a KL term, settings that
             contradict each other or lie outside their range, unknown names, GR attached already.
         TypeError: not a Trainer, unknown settings.
@@ -71,7 +79,7 @@ def attach(
         >>> attach(trainer, ratio=1.0)  # doctest: +SKIP
         >>> trainer.train()  # doctest: +SKIP
     """
-    _check_trainer(trainer, samples)
+    _check_trainer(trainer, samples, options.get("reference"))
     check_reference(trainer, options.get("reference"), policy=hasattr(trainer, LOGPS))
     if options.get("difference") == "exact" and hasattr(trainer, LOGPS):
         raise ValueError(
@@ -80,6 +88,7 @@ def attach(
             'token by token, whatever `samples` says. Use difference="central" (or "forward")'
         )
     settings = {"strength": strength, "ratio": ratio, **options}
+    check_parts(trainer, settings)
     return TrainerPlug(trainer, settings, samples, exclusions(exclude, tensors=False))
 
 
@@ -150,9 +159,13 @@ class TrainerPlug:
         finally:
             self._recording = None
         self._window.append(batch)
+        count = parts.first_part(self.optimizer, self.trainer)
+        if len(self._window) == count:
+            parts.mark(self.optimizer, self.trainer, count)
         if self.trainer.accelerator.sync_gradients:
             window, self._window = self._window, []
-            self._replay(window)
+            with parts.as_whole(self.optimizer, count == 0):
+                self._replay(window, count)
             # tensors are summed on their device, without waiting for it
             skipped = float(self.stats.skipped is not None)
             for name, value in (self.stats.known() | {"skipped": skipped}).items():
@@ -202,7 +215,7 @@ class TrainerPlug:
 
     # ---- replay ---------------------------------------------------------------------------------
 
-    def _replay(self, window: list[MicroBatch]) -> None:
+    def _replay(self, window: list[MicroBatch], part: int) -> None:
         assert self.optimizer is not None
         if self.samples == "importance":
             for batch in window:
@@ -213,11 +226,13 @@ class TrainerPlug:
         # TRL's trainers append to _metrics in place; a stand-in takes what the replay appends
         if "_metrics" in attributes:
             attributes["_metrics"] = _last_entries(attributes["_metrics"])
+        self._follow_sharding()
         try:
-            for _ in range(self.optimizer.passes):
+            for number in range(self.optimizer.passes):
+                batches = parts.replayed(self.optimizer, window, part, number)
                 with self.optimizer.perturbed():
-                    for number, batch in enumerate(window, start=1):
-                        self._replay_one(batch, last=number == len(window))
+                    for batch in batches:
+                        self._replay_one(batch, last=batch is batches[-1])
         finally:
             self._replaying = None
             for name in set(attributes) - set(before):
@@ -252,19 +267,24 @@ class TrainerPlug:
         return self._wrap(optimizer)
 
     def _wrap(self, base: Any) -> GradRegOptimizer:
-        parameters = _named(self.trainer.model)
-        exclude = [
-            p for item in self.exclude for n, p in parameters.items() if name_matches(n, item)
-        ]
-        stepped = {id(p) for group in base.param_groups for p in group["params"]}
-        settings = dict(self.settings)
-        bf16 = getattr(self.trainer.args, "bf16", False)
-        if bf16 and settings.get("radius") is None and settings.get("eps") is None:
-            settings["radius"] = DEFAULT_RADIUS[torch.bfloat16]  # autocast rounds theta' to 16 bits
-        self.optimizer = GradRegOptimizer(
-            base, exclude=[p for p in exclude if id(p) in stepped], **settings
-        )
+        self.optimizer = GradRegOptimizer(base, exclude=self._excluded(base), **self.settings)
+        if getattr(self.trainer.args, "bf16", False):
+            self.optimizer.precision = "16 bits"  # autocast
         return self.optimizer
+
+    def _excluded(self, optimizer: Any) -> tuple[Tensor, ...]:
+        """The excluded parameters among those that an optimizer steps."""
+        named = _named(self.trainer.model).items()
+        matched = {id(p) for item in self.exclude for n, p in named if name_matches(n, item)}
+        stepped = (p for group in optimizer.param_groups for p in group["params"])
+        return tuple(p for p in stepped if id(p) in matched)
+
+    def _follow_sharding(self) -> None:
+        """Find the excluded parameters again where FSDP2 has put shards in their place."""
+        assert self.optimizer is not None
+        stepped = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        if any(id(p) not in stepped for p in self.optimizer.exclude):
+            self.optimizer.exclude = self._excluded(self.optimizer)
 
     def _check_names(self) -> None:
         names = _named(self.trainer.model)
@@ -310,7 +330,21 @@ def _probe_settings(settings: dict[str, Any]) -> None:
     GradRegOptimizer(torch.optim.SGD([probe], lr=0.1), **settings)
 
 
-def _check_trainer(trainer: Any, samples: str) -> None:
+def _check_fsdp(trainer: Any, reference: Any) -> None:
+    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    if getattr(plugin, "fsdp_version", 1) != 2:
+        raise ValueError(
+            "attach does not support FSDP1: its flat parameters mix excluded weights with others "
+            'and have no names. Use FSDP2: fsdp_config={"version": 2}'
+        )
+    if reference is not None:
+        raise ValueError(
+            "reference=ReferenceReset(...) is not supported under FSDP: it is made before the "
+            "weights are sharded. Use DDP (torchrun), or the trainer's own reference model"
+        )
+
+
+def _check_trainer(trainer: Any, samples: str, reference: Any) -> None:
     if samples not in SAMPLES:
         raise ValueError(f"samples must be one of {', '.join(SAMPLES)}; got {samples!r}")
     missing = [
@@ -337,7 +371,7 @@ def _check_trainer(trainer: Any, samples: str) -> None:
             "Use DDP (torchrun) instead"
         )
     if getattr(trainer, "is_fsdp_enabled", False):
-        raise ValueError("attach does not support FSDP yet; use DDP (torchrun) instead")
+        _check_fsdp(trainer, reference)
     optim = getattr(args, "optim", "")
     optim = getattr(optim, "value", optim)  # an enum
     if isinstance(optim, str) and ("lomo" in optim or "layerwise" in optim):

@@ -1,22 +1,72 @@
 """One GR step in flight: g1, the shifted passes, and their combination in .grad."""
 
-import heapq
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from flatopt.backup import Keeper
+from flatopt.combine import Combination
 from flatopt.difference import Difference, Exact, differentiable, product
-from flatopt.perturb import displaced, dot, norm, read, share_reversed, wide
+from flatopt.part import Part, take
+from flatopt.perturb import displaced
+from flatopt.rounding import Dither
+from flatopt.shards import check_one_process
 from flatopt.stats import Stats
+from flatopt.vectors import SAMPLE, ShardSums, norm, read, thinned_norm
 
 FLOAT32_MAX = torch.finfo(torch.float32).max
-_NO_DIFFERENCE = (
+NOT_FINITE = "the gradient is not finite; the base optimizer did not step"
+_NOT_FINITE_THERE = "the gradient at theta' is not finite; the step is plain"
+NO_DIFFERENCE = (
     "g2 equals g1 exactly: the shift is below the precision (give radius=3e-4) or the loss is "
     "linear here; the step is plain"
 )
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How strong the penalty is: ``fixed``, or from the norms of g1 and H g1.
+
+    ``preview`` gives the strength and changes nothing; ``note`` takes the step's norms in; ``last``
+    is the strength by the norms taken in so far.
+    """
+
+    fixed: float | None = None
+    preview: Callable[[float, float], float] = lambda grad_norm, product_norm: 0.0
+    note: Callable[[float, float], object] = lambda grad_norm, product_norm: None
+    last: float = 0.0
+
+    def strength(self, grad_norm: float, product_norm: float) -> float:
+        """This step's strength."""
+        return self.preview(grad_norm, product_norm) if self.fixed is None else self.fixed
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the passes of one step are done.
+
+    Attributes:
+        difference: where gradients are taken and how they combine.
+        radius: shift relative to ||theta||; or eps: multiple of the (unscaled) gradient.
+        scale: factor on all gradients (a GradScaler's loss scale); does not enter the penalty.
+        part: the first part of the batch. halves: it is one of two independent halves.
+        keeper: keeps the weights. seed: of the random rounding of 16-bit weights.
+        rule: gives the strength.
+    """
+
+    difference: Difference
+    radius: float | None
+    eps: float | None
+    scale: float = 1.0
+    part: Part | None = None
+    halves: bool = False
+    keeper: Keeper | None = None
+    seed: int = 0
+    rule: Rule = Rule()
 
 
 class Window:
@@ -25,12 +75,8 @@ class Window:
     Args:
         moved: the parameters that are perturbed; kept: the excluded ones. All have a ``.grad``.
         unused: the parameters without a ``.grad``; they have none afterwards either.
-        difference: where gradients are taken and how they combine.
-        radius: shift relative to ||theta||; or eps: multiple of the (unscaled) gradient.
-        scale: factor on all gradients (a GradScaler's loss scale); does not enter the penalty.
-        measure: report how much of the shift survived rounding.
 
-    g1 is copied, not taken by reference: DDP's gradient buckets overwrite it in the next pass.
+    ``skip_base`` says afterwards that the base optimizer must not step.
     """
 
     def __init__(
@@ -38,56 +84,97 @@ class Window:
         moved: Sequence[Tensor],
         kept: Sequence[Tensor],
         unused: Sequence[Tensor],
-        difference: Difference,
-        *,
-        radius: float | None,
-        eps: float | None,
-        scale: float,
-        measure: bool,
+        settings: Settings,
     ) -> None:
         self.moved, self.kept, self.unused = list(moved), list(kept), list(unused)
-        self.difference = difference
-        self.scale, self.measure = scale, measure
-        self.g1 = [_grad(p).to(wide(p.dtype), copy=True) for p in self.moved]
-        self.kept_grads = [_grad(p).clone() for p in self.kept]
-        self.grads: list[list[Tensor]] = []  # one list per finished pass
+        self.settings, self.difference = settings, settings.difference
+        self.scale = settings.scale
         self.absent: list[bool] = [False] * len(self.moved)  # no gradient in some pass
         self.late: set[int] = set()  # ids of unused parameters with a gradient in some pass
+        self.done = 0  # passes
         self.active = False  # inside a pass
         self.realised: Tensor | None = None
+        self._measure()
+        self._take()
+        self.directions = self._directions()
+        self.alphas = self._alphas()
+        # one (direction, point) per pass
+        points = self.difference.points
+        self.passes = [(d, point) for d in range(len(self.directions)) for point in points]
 
+    # ---- on opening -----------------------------------------------------------------------------
+
+    def _measure(self) -> None:
+        """The norms of g1 and theta, and whether they allow a shift (`why` not)."""
+        device = (self.moved or self.kept)[0].device
+        g1, kept = ([_grad(p) for p in side] for side in (self.moved, self.kept))
+        zero = torch.zeros((), device=device)
+        grad_norm = norm(g1) if g1 else zero
+        self.grad_norm = grad_norm / self.scale
         # Whether to shift at all is decided on the host. A step waits for the device twice: here
         # for these norms, and in `combine` for ||d|| (`read`).
-        grad_norm = norm(self.g1) if self.moved else torch.zeros(())
-        self.grad_norm = grad_norm / scale
-        theta_norm = norm(self.moved) if self.moved else torch.ones(())
-        kept_norm = norm(self.kept_grads) if self.kept else torch.zeros(())
-        length, self.length, theta, kept_length = read(
-            [grad_norm, self.grad_norm, theta_norm, kept_norm]
+        raw, self.length, self.theta, others = read(
+            [
+                grad_norm,
+                self.grad_norm,
+                thinned_norm(self.moved) if self.moved else zero + 1.0,
+                norm(kept) if kept else zero,
+            ]
         )
-        every_grad = length + kept_length
-        self.bad_gradient = not math.isfinite(every_grad)
+        self.skip_base = not math.isfinite(raw + others)
         self.why: str | None = None
-        if self.bad_gradient:
-            self.why = "the gradient is not finite; the base optimizer did not step"
-        elif length == 0.0:
+        if self.skip_base:
+            self.why = NOT_FINITE
+        elif raw == 0.0:
             self.why = "the gradient is zero" if self.moved else "every parameter is excluded"
+        self.raw_length = raw
+
+    def _take(self) -> None:
+        self.g1 = [take(p) for p in self.moved]
+        self.kept_grads = [take(p) for p in self.kept]
+        self.grads: list[list[Tensor | None]] = []  # one list per finished pass
+        part = self.settings.part
+        self.part = part.of(self.moved, self.g1) if part is not None else None
+
+    def _directions(self) -> list[list[Tensor]]:
+        if not self.settings.halves:
+            return [self.g1]
+        assert self.part is not None
+        return [self.part, [g - a for g, a in zip(self.g1, self.part, strict=True)]]
+
+    def _alphas(self) -> list[float]:
+        """The multiples of the stored gradients by which each direction shifts."""
+        if self.why is not None or isinstance(self.difference, Exact):
+            self.radius = None
+            return [1.0] * len(self.directions)
         # alpha multiplies the stored gradients, eps the true ones: eps * g = alpha * (scale * g)
-        self.eps = 0.0
-        if self.why is None:
-            if eps is not None:
-                self.eps = eps
-            else:
-                # All weights zero: nothing to be relative to; the shift is then `radius` long.
-                self.eps = (radius or 0.0) * (theta or 1.0) * scale / length
-        self.alpha = self.eps / scale
-        if self.alpha > FLOAT32_MAX:
-            self.why, self.alpha = "the gradient is too small to step along", 0.0
-        self.radius = self.alpha * length / theta if theta else self.alpha * length
+        lengths = [self.raw_length]
+        if len(self.directions) > 1:
+            lengths = read([norm(d) for d in self.directions])
+        if 0.0 in lengths:
+            self.why = "one half has a zero gradient"
+            return [1.0] * len(lengths)
+        if self.settings.eps is not None:
+            # a half's own gradient is the mean of its samples, not its share of the batch's
+            shares = [1.0] if self.settings.part is None or len(lengths) == 1 else self.shares()
+            alphas = [self.settings.eps / self.scale / s for s in shares]
+        else:
+            # All weights zero: nothing to be relative to; the shift is then `radius` long.
+            alphas = [(self.settings.radius or 0.0) * (self.theta or 1.0) / n for n in lengths]
+        if max(alphas) > FLOAT32_MAX:
+            self.why = "the gradient is too small to step along"
+        self.radius = alphas[0] * lengths[0] / (self.theta or 1.0)
+        return alphas
+
+    def shares(self) -> list[float]:
+        assert self.settings.part is not None
+        return [self.settings.part.share, 1.0 - self.settings.part.share]
+
+    # ---- passes ---------------------------------------------------------------------------------
 
     @property
     def complete(self) -> bool:
-        return len(self.grads) == len(self.difference.points)
+        return self.done == len(self.passes)
 
     @contextmanager
     def next_pass(self) -> Iterator[None]:
@@ -96,6 +183,7 @@ class Window:
         try:
             with self._pass():
                 yield
+            self.done += 1
         finally:
             self.active = False
             for p in self.unused:
@@ -105,83 +193,109 @@ class Window:
 
     @contextmanager
     def _pass(self) -> Iterator[None]:
-        point = self.difference.points[len(self.grads)]
         for p in (*self.moved, *self.kept):
             p.grad = None
         if self.why is not None:
             yield  # the gradients of this pass are not used
-            self.grads.append([])
             return
-        if point == 0.0:
+        if isinstance(self.difference, Exact):
+            check_one_process(self.moved)
             with differentiable():
                 yield
-            found: list[Tensor | None] = list(product(self.moved, self._direction()))
-        else:
-            measure = self.measure and not self.grads
-            with displaced(self.moved, self.g1, self.alpha * point, measure) as realised:
-                yield
-            self.realised = realised if measure else self.realised
-            found = [p.grad for p in self.moved]
-        self.absent = [a or g is None for a, g in zip(self.absent, found, strict=True)]
-        # A gradient buffer that the next pass may reuse (DDP's buckets) must be copied.
-        last = len(self.grads) + 1 == len(self.difference.points)
-        self.grads.append(
-            [
-                torch.zeros_like(g1) if g is None else g.detach().to(g1.dtype, copy=not last)
-                for g, g1 in zip(found, self.g1, strict=True)
+            number, _ = self.passes[self.done]
+            direction = [g / self.scale for g in self.directions[number]]
+            products = product(self.moved, direction)
+            found = [
+                None if p.grad is None else h for p, h in zip(self.moved, products, strict=True)
             ]
-        )
+        else:
+            with self._shifted():
+                yield
+            found = [p.grad for p in self.moved]
+            if self.done + 1 < len(self.passes):  # the next pass may overwrite them
+                found = [None if p.grad is None else take(p) for p in self.moved]
+                self.abandon()  # between two passes all is as before the first
+        self.absent = [a or g is None for a, g in zip(self.absent, found, strict=True)]
+        self.grads.append([None if g is None else g.detach() for g in found])
 
-    def _direction(self) -> list[Tensor]:
-        return [g / self.scale for g in self.g1] if self.scale != 1.0 else self.g1
+    @contextmanager
+    def _shifted(self) -> Iterator[None]:
+        number, point = self.passes[self.done]
+        keeper = self.settings.keeper or Keeper()
+        dither = Dither(self.settings.seed * 8 + self.done)
+        measure = self.done == 0
+        direction, alpha = self.directions[number], self.alphas[number] * point
+        with displaced(self.moved, direction, alpha, measure, keeper, dither) as realised:
+            yield
+        self.realised = realised if measure else self.realised
+
+    def clear(self, zero_grad: Callable[[], None]) -> None:
+        """What the optimizer's zero_grad() does inside a pass."""
+        zero_grad()
 
     def abandon(self) -> None:
         """Put g1 back into ``.grad``, as before the first pass."""
         for p, g in zip(self.moved, self.g1, strict=True):
-            p.grad = g if p.dtype == g.dtype else g.to(p.dtype)
+            p.grad = g
         self._restore_kept()
 
     def _restore_kept(self) -> None:
         for p, g in zip(self.kept, self.kept_grads, strict=True):
+            if p.grad is g:
+                continue
             if p.grad is None or p.grad.requires_grad:
                 p.grad = g
             else:
                 p.grad.copy_(g)
 
+    # ---- the sum --------------------------------------------------------------------------------
+
     @torch.no_grad()
-    def combine(
-        self, strength_for: Callable[[float, float], float], max_ratio: float | None
-    ) -> Stats:
+    def combine(self, max_ratio: float | None) -> Stats:
         """Leave g1 + strength * H g1 in ``.grad``.
 
         Args:
-            strength_for: the strength, given ||g1|| and ||H g1||.
             max_ratio: bound on the length of the penalty relative to ||g1||.
         """
         if self.why is not None:
             self.abandon()
             return Stats(grad_norm=self.grad_norm, strength=0.0, skipped=self.why)
-        d, factor = self.difference.combine(self.g1, self.grads, self.eps)
-        factor /= self.scale  # H g1 = factor * d, with d made of scaled gradients
-        for part, missing in zip(d, self.absent, strict=True):
-            if missing:
-                part.zero_()
-        d_norm, along = norm(d), dot(self.g1, d)
-        grad_norm, product_norm = self.length, factor * read([d_norm])[0]
-        if not math.isfinite(product_norm):
-            return self._plain("the gradient at theta' is not finite; the step is plain")
-        if product_norm == 0.0 and not isinstance(self.difference, Exact):
-            return self._plain(_NO_DIFFERENCE if not all(self.absent) else self._notes())
-        strength = strength_for(grad_norm, product_norm)
-        if max_ratio is not None and strength * product_norm > max_ratio * grad_norm:
-            strength = max_ratio * grad_norm / product_norm
+        combination = Combination(self)
+        factor = combination.factor
+        rule, sampled = self.settings.rule, False
+        sums = ShardSums(self.moved[0].device)
+        strength, product_norm = rule.fixed, None
+        if strength is None or max_ratio is not None:
+            # The strength hangs on ||H g1||. To read all gradients once more for it would cost as
+            # much as the sum itself, so in large models a sample tells it.
+            sampled = max_ratio is None and sum(g.numel() for g in self.g1) > SAMPLE
+            sums = combination.measure(sampled)
+            product_norm = factor * read([sums.norm()])[0]
+            if not math.isfinite(product_norm):
+                return self._plain(_NOT_FINITE_THERE)
+            strength = rule.strength(self.length, product_norm)
+            if max_ratio is not None and strength * product_norm > max_ratio * self.length:
+                strength = max_ratio * self.length / product_norm
         weight = strength * factor * self.scale
-        if not (math.isfinite(strength * product_norm) and weight <= FLOAT32_MAX):
+        if not weight <= FLOAT32_MAX:
             return self._plain("the penalty is not finite; the step is plain")
-        reverses = share_reversed(self.g1, d, weight)
-        self._write(d, weight)
-        stats = self._stats(strength, factor, d_norm, along)
+        reverses = combination.reversed(weight)
+        d_norm, along = combination.write(weight, with_dot=not sampled)
+        if sampled:
+            along = sums.dot()
+        if sampled or product_norm is None:
+            product_norm = factor * read([d_norm])[0]
+        if not math.isfinite(product_norm):
+            return self._plain(_NOT_FINITE_THERE)
+        if product_norm == 0.0 and not isinstance(self.difference, Exact):
+            return self._plain(NO_DIFFERENCE if not all(self.absent) else self.notes())
+        rule.note(self.length, product_norm)
+        if not math.isfinite(strength * product_norm):
+            return self._plain("the penalty is not finite; the step is plain")
+        self._restore_kept()
+        stats = self.numbers(strength, factor, d_norm, along)
         stats.reversed = reverses
+        stats.skipped = self.notes() or None
         return stats
 
     def _plain(self, why: str) -> Stats:
@@ -190,7 +304,8 @@ class Window:
         stats.realised_step = self.realised
         return stats
 
-    def _notes(self) -> str:
+    def notes(self) -> str:
+        """What happened to single parameters."""
         notes = []
         if any(self.absent):
             notes.append(f"{sum(self.absent)} parameter(s) had no gradient at theta': step with g1")
@@ -198,19 +313,8 @@ class Window:
             notes.append(f"{len(self.late)} parameter(s) had no gradient at theta: no step")
         return "; ".join(notes)
 
-    def _write(self, d: list[Tensor], weight: float) -> None:
-        for p, a, b in zip(self.moved, self.g1, d, strict=True):
-            # a gradient that requires grad has a graph, from the exact product
-            if p.grad is None or p.grad.requires_grad:
-                p.grad = torch.add(a, b, alpha=weight).to(p.dtype)
-            elif p.grad.dtype == a.dtype:
-                torch.add(a, b, alpha=weight, out=p.grad)
-            else:
-                p.grad.copy_(torch.add(a, b, alpha=weight))
-        self._restore_kept()
-
-    def _stats(self, strength: float, factor: float, d_norm: Tensor, along: Tensor) -> Stats:
-        # `along` = g1.d and d_norm are in scaled gradients; n = ||g1|| scaled
+    def numbers(self, strength: float, factor: float, d_norm: Tensor, along: Tensor) -> Stats:
+        """The step's numbers, from ||d|| and g1 . d in scaled gradients."""
         n = self.grad_norm * self.scale
         stats = Stats(
             grad_norm=self.grad_norm,
@@ -219,60 +323,16 @@ class Window:
             strength=strength,
             curvature=factor * self.scale * along / n**2,
             radius=self.radius,
+            realised_step=self.realised,
         )
-        if isinstance(self.difference, Exact):
-            stats.radius = None
-        else:
+        if not isinstance(self.difference, Exact) and self.settings.part is None:
             # g2 = g1 + d for forward differences, g1 + d/2 for central ones (to second order);
             # written so because ||g2|| itself would hide a small difference in rounding.
             share = 1.0 / len(self.difference.points)
             g2 = torch.sqrt((n**2 + 2 * share * along + (share * d_norm) ** 2).clamp_min(0))
             stats.perturbed_grad_norm = g2 / self.scale
             stats.cosine = (n**2 + share * along) / (n * g2)
-            stats.realised_step = self.realised
-        stats.skipped = self._notes() or None
         return stats
-
-
-@contextmanager
-def kept_gradients(params: Iterable[Tensor]) -> Iterator[None]:
-    """A pass that is not needed: its gradients are dropped, those before it stay in ``.grad``."""
-    held = [(p, p.grad) for p in params]
-    for p, _ in held:
-        p.grad = None
-    try:
-        yield
-    finally:
-        for p, grad in held:
-            p.grad = grad
-
-
-class Mark:
-    """Which gradients a pass left in ``.grad``, to tell later whether another batch came since.
-
-    A few of them tell it; the smallest, because they are held.
-    """
-
-    def __init__(self, params: Sequence[Tensor]) -> None:
-        few = heapq.nsmallest(4, params, key=lambda p: (p.grad is None, p.numel()))
-        self.grads = [(p, p.grad, None if p.grad is None else p.grad._version) for p in few]
-
-    def again(self) -> "Mark":
-        """The same parameters' gradients as they are now."""
-        return Mark([p for p, _, _ in self.grads])
-
-    @property
-    def replaced(self) -> bool:
-        """All are other tensors than before, or were cleared; clipping keeps the tensors."""
-        return all(p.grad is not g for p, g, _ in self.grads)
-
-    @property
-    def changed(self) -> bool:
-        """Any is another tensor, or was written to."""
-        return any(
-            p.grad is not g or (g is not None and g._version != version)
-            for p, g, version in self.grads
-        )
 
 
 def _grad(p: Tensor) -> Tensor:

@@ -19,16 +19,11 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from flatopt.optimizer import GradRegOptimizer
-from flatopt.perturb import (
-    RNGState,
-    default_radius,
-    displaced,
-    dot,
-    low_precision,
-    norm,
-)
+from flatopt.perturb import RNGState, displaced
+from flatopt.precision import computed_in, default_radius
 from flatopt.schedule import RatioStrength
 from flatopt.trainer import LOGPS
+from flatopt.vectors import dot, norm
 
 STATE = (
     "flatopt.CrossBatchGR"  # in trainer_state.json; no name of a class, which Trainer would make
@@ -303,8 +298,8 @@ class CrossBatchGR(TrainerCallback):
         with halves.untraced():
             g_a, g_b = halves.gradient(a), halves.gradient(b)
             if self.radius is None:
-                low = self.trainer.args.bf16 or bool(low_precision(params, g_a))
-                self.radius = default_radius(params, low)
+                bf16 = self.trainer.args.bf16
+                self.radius = default_radius("16 bits" if bf16 else computed_in(params, g_a))
             shift = self.radius * (float(norm(params)) or 1.0)
             total = [torch.zeros_like(g) for g in g_a]
             for direction, half, at_theta in ((g_a, b, g_b), (g_b, a, g_a)):

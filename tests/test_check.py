@@ -22,15 +22,16 @@ def test_float32() -> None:
     assert result.used.radius == 1e-5
     assert result.used.cosine > 0.999
     assert result.used.realised_step == pytest.approx(1.0, abs=0.01)
-    assert not result.low_precision
+    assert result.precision != "16 bits"
     assert (
         result.recommended_radius
         == result.best.radius
         == min(result.grid, key=lambda r: r.error).radius
     )
     lines = str(result).splitlines()
-    assert lines[0].split() == ["radius", "cosine", "error", "realised", "step"]
-    assert len(lines) == 1 + len(result.grid)
+    assert lines[0] == "forward difference, gradients computed in float32"
+    assert lines[1].split() == ["radius", "cosine", "error", "realised", "step"]
+    assert len(lines) == 2 + len(result.grid)
     assert sum("<- used" in line for line in lines) == 1
     assert sum("<- recommended" in line for line in lines) == 1
 

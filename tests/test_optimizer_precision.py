@@ -11,14 +11,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import flatopt.perturb
+import flatopt.precision
 from flatopt import GradRegOptimizer
-from flatopt.perturb import (
+from flatopt.precision import (
     DEFAULT_RADIUS,
+    computed_in,
     looks_low_precision,
-    low_precision,
     multiplies_in_tf32,
 )
+from flatopt.rounding import Dither
 from tests.cases import Problem, distance, gr_step, same
 
 
@@ -41,8 +42,9 @@ class Wide:
     def step(self, optimizer: GradRegOptimizer, micro: int = 1) -> None:
         optimizer.zero_grad()
         self.backward(micro)
-        with optimizer.perturbed():
-            self.backward(micro)
+        for _ in range(optimizer.passes):
+            with optimizer.perturbed():
+                self.backward(micro)
         optimizer.step()
 
 
@@ -140,7 +142,7 @@ def test_tf32_is_low_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     for precision, expected in [("highest", False), ("high", True), ("medium", True)]:
         monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda p=precision: p)
         assert [multiplies_in_tf32([c]) for c in cases] == [expected, False, False]  # type: ignore[list-item]
-        assert bool(low_precision([cases[0]], [])) is expected  # type: ignore[list-item]
+        assert (computed_in([cases[0]], []) == "tf32") is expected  # type: ignore[list-item]
 
     def refuse() -> str:
         raise RuntimeError("a mix of the older and the newer settings")
@@ -154,7 +156,7 @@ def test_tf32_is_low_precision(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_tf32_sets_the_radius(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flatopt.perturb, "multiplies_in_tf32", lambda params: True)
+    monkeypatch.setattr(flatopt.precision, "multiplies_in_tf32", lambda params: True)
     assert used_radius(Wide()) == pytest.approx(DEFAULT_RADIUS[torch.bfloat16])
 
 
@@ -164,7 +166,7 @@ def test_eps_in_16_bits_warns_once(mode: str) -> None:
     net.autocast = mode == "autocast"
     base = torch.optim.SGD(net.params, lr=0.1)
     optimizer = GradRegOptimizer(base, strength=0.1, eps=1e-3)
-    with warnings_about("Leave eps out: the default radius 0.0003") as found:
+    with warnings_about("Leave eps out: the default radius 0.00015") as found:
         for _ in range(3):
             net.step(optimizer)
     assert len(found) == (mode != "float32")
@@ -178,7 +180,7 @@ def test_bf16_combination_is_in_float32() -> None:
     net.backward()
     g1 = [p.grad.float() for p in net.params if p.grad is not None]
     base = torch.optim.SGD(net.params, lr=0.0)
-    optimizer = GradRegOptimizer(base, strength=0.1, radius=3e-3)
+    optimizer = GradRegOptimizer(base, strength=0.1, radius=3e-3, difference="forward")
     g2: list[Tensor] = []
     with optimizer.perturbed():
         shifted = [p.detach().clone() for p in net.params]
@@ -188,7 +190,11 @@ def test_bf16_combination_is_in_float32() -> None:
     assert [p.data_ptr() for p in net.params] == pointers
     length = torch.cat([g.flatten() for g in g1]).norm()
     eps = 3e-3 * torch.cat([p.float().flatten() for p in before]).norm() / length
-    expected = [(p.float() + eps * g).bfloat16() for p, g in zip(before, g1, strict=True)]
+    dither = Dither(0)  # of the first pass of the first step
+    expected = [
+        dither.round(p.float().add(g, alpha=float(eps)), torch.bfloat16)
+        for p, g in zip(before, g1, strict=True)
+    ]
     assert same(shifted, expected)
     for p, a, b in zip(net.params, g1, g2, strict=True):
         assert p.grad is not None

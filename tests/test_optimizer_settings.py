@@ -125,7 +125,7 @@ SETTINGS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"eps": -1e-3}, ValueError, "eps must be a finite number > 0"),
     ({"eps": float("nan")}, ValueError, "eps must be a finite number > 0"),
     ({"max_ratio": 0.0}, ValueError, "max_ratio must be a finite number > 0"),
-    ({"difference": "backward"}, ValueError, r"one of \['central', 'exact', 'forward'\]"),
+    ({"difference": "backward"}, ValueError, "one of auto, forward, central, exact"),
     ({"every": 0}, ValueError, "every must be a whole number >= 1"),
     ({"every": 1.5}, ValueError, "every must be a whole number >= 1"),
     ({"warmup": -1}, ValueError, "warmup must be a whole number >= 0"),

@@ -8,16 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flatopt.perturb import (
-    SIGNS,
-    RNGState,
-    displaced,
-    dot,
-    looks_low_precision,
-    norm,
-    share_reversed,
-    wide,
-)
+from flatopt.perturb import RNGState, displaced
+from flatopt.precision import looks_low_precision
+from flatopt.vectors import SIGNS, dot, norm, share_reversed, wide
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 SPECIAL = (0.0, -0.0, math.inf, -math.inf, math.nan, 1e-40, 6e-8, 3e38, -65504.0)
@@ -107,7 +100,7 @@ def test_shift(params: list[Tensor], alpha: float) -> None:
 def test_realised_step_looks_at_a_sample_of_wide_weights_and_at_all_narrow_ones(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("flatopt.perturb.SAMPLE", 4)
+    monkeypatch.setattr("flatopt.perturb.LOOKED_AT", 4)
     steps = [torch.ones(4), torch.ones(4)]
     lost = 1e-5  # rounded away beside 1e4, not beside 1
     for dtype, expected in ((torch.float32, 1.0), (torch.bfloat16, 0.0)):
