@@ -20,6 +20,7 @@ RESET_FIELDS = ("every", "mix", "source", "target", "ema_decay", "reset_optimize
 TRL_RESET = {"ref_model_sync_steps": "every", "ref_model_mixup_alpha": "mix"}
 GR_FIELDS = (
     "ratio", "strength", "radius", "eps", "difference", "samples", "exclude", "max_ratio", "every",
+    "fraction", "batch", "memory",
 )  # fmt: skip
 COMBINED = (*GR_FIELDS, "beta")  # of gr+kl, where it is set apart from gr and kl
 EITHER_OR = (("ratio", "strength"), ("radius", "eps"))
