@@ -15,7 +15,7 @@ from flatopt.precision import computed_in, default_difference, default_radius
 from flatopt.rounding import Dither
 from flatopt.vectors import dot, norm
 
-GRID = (1e-7, 1e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+GRID = (1e-7, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 
 
 @dataclass(frozen=True)

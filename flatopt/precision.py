@@ -11,7 +11,7 @@ from flatopt.vectors import LOW_PRECISION
 # Step length ||theta' - theta|| / ||theta|| at which the difference is most accurate, by the
 # precision in which the gradients are computed (docs/numerics.md). A shorter step drowns in
 # rounding, a longer one in the third derivative.
-DEFAULT_RADIUS = {torch.float64: 1e-7, torch.float32: 1e-5, torch.bfloat16: 1.5e-4}
+DEFAULT_RADIUS = {torch.float64: 1e-7, torch.float32: 3e-6, torch.bfloat16: 3e-4}
 
 
 def looks_low_precision(grads: Sequence[Tensor], sample: int = 4096) -> bool | None:

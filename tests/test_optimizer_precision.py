@@ -74,9 +74,9 @@ def test_default_radius_of_mixed_dtypes() -> None:
     net = Wide()
     net.params.append(torch.ones(3, dtype=torch.float64, requires_grad=True))
     net.params[-1].grad = torch.ones(3, dtype=torch.float64)
-    assert used_radius(net) == pytest.approx(1e-5)
+    assert used_radius(net) == pytest.approx(DEFAULT_RADIUS[torch.float32])
     net.params.append(torch.ones(3, dtype=torch.bfloat16, requires_grad=True))
-    assert used_radius(net) == pytest.approx(1e-5)  # without a gradient it is not perturbed
+    assert used_radius(net) == pytest.approx(DEFAULT_RADIUS[torch.float32])  # without a gradient it is not perturbed
 
 
 @pytest.mark.parametrize("micro", [1, 3])
@@ -166,7 +166,7 @@ def test_eps_in_16_bits_warns_once(mode: str) -> None:
     net.autocast = mode == "autocast"
     base = torch.optim.SGD(net.params, lr=0.1)
     optimizer = GradRegOptimizer(base, strength=0.1, eps=1e-3)
-    with warnings_about("Leave eps out: the default radius 0.00015") as found:
+    with warnings_about("Leave eps out: the default radius 0.0003") as found:
         for _ in range(3):
             net.step(optimizer)
     assert len(found) == (mode != "float32")
