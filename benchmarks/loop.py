@@ -11,9 +11,13 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+
+from integrations.results_page import fill
 
 
 def seconds_per_step(method: str, steps: int, seed: int) -> float:
@@ -30,12 +34,24 @@ def seconds_per_step(method: str, steps: int, seed: int) -> float:
         return (time.process_time() - begin) / steps
 
 
+def table(rows: Sequence[dict[str, Any]], steps: int) -> str:
+    """One line per method."""
+    lines = ["| method | ms per step | x none | least and most |", "|---|---|---|---|"]
+    for row in rows:
+        lines.append(
+            f"| {row['method']} | {row['milliseconds']:.1f} | {row['ratio']:.2f} "
+            f"| {min(row['rounds']):.1f}-{max(row['rounds']):.1f} ms |"
+        )
+    note = f"{len(rows[0]['rounds'])} rounds of {steps} steps ([loop.json](cost/loop.json))."
+    return "\n".join([*lines, "", note])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--methods", nargs="+", default=["none", "kl", "gr", "gr+kl"])
-    parser.add_argument("--json", type=Path, help="write the table as JSON")
+    parser.add_argument("--results", type=Path, help="folder of cost.md, which is filled")
     args = parser.parse_args()
     torch.set_num_threads(1)
     seconds: dict[str, list[float]] = {name: [] for name in args.methods}
@@ -58,9 +74,12 @@ def main() -> None:
             }
         )
         print(f"{name:<10}{value * 1e3:>12.1f}{value / base:>10.2f}")
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=2))
+    if args.results:
+        data = args.results / "cost" / "loop.json"
+        data.parent.mkdir(parents=True, exist_ok=True)
+        data.write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=2) + "\n")
+        if (args.results / "cost.md").exists():
+            fill(args.results / "cost.md", {"loop": table(rows, args.steps)})
 
 
 if __name__ == "__main__":

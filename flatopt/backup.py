@@ -142,7 +142,7 @@ class Keeper:
 
     def begin(self, p: Tensor) -> Copied | Counted | Swapped:
         """An empty backup for one plain tensor or local shard."""
-        if self.counts and p.dtype in LOW_PRECISION:
+        if self.counts and p.dtype in LOW_PRECISION and owned(p):  # views share a write counter
             return Counted(p)
         if self.offload and p.device.type != "cpu":
             pinned = p.device.type == "cuda"

@@ -42,6 +42,12 @@ def check_base(base: Any) -> None:
     """Refuse what cannot be a base, with what to write instead."""
     if isinstance(base, OptimizerWrapper):
         raise TypeError("the base is already a GradRegOptimizer; wrap the plain optimizer once")
+    if type(base).__module__.startswith("deepspeed."):
+        raise TypeError(
+            f"{type(base).__name__} is DeepSpeed's own: it keeps gradients and weights to itself. "
+            "With ZeRO stage 1 or 2 write GradRegOptimizer(flatopt.zero.ZeroEngine(engine)), else "
+            "use DDP or FSDP2"
+        )
     if not isinstance(base, Optimizer):
         raise TypeError(
             f"base must be a torch optimizer, got {type(base).__name__}; write "
@@ -57,6 +63,19 @@ def check_base(base: Any) -> None:
             "SparseAdam takes sparse gradients only, and GR produces dense ones; use torch.optim."
             "Adam with torch.nn.Embedding(..., sparse=False)"
         )
+
+
+def no_gradient(params: Iterable[Tensor]) -> str:
+    """What to say where no parameter has a ``.grad``."""
+    if any(getattr(p, "main_grad", None) is not None for p in params):
+        return (
+            "perturbed() found gradients in .main_grad only, as Megatron and apex keep them; GR "
+            "reads .grad. Turn the fusion of gradient accumulation off, or copy them to .grad in "
+            "both passes"
+        )
+    return (
+        f"perturbed() found no gradient: call backward() on the loss before it. Write\n{TWO_PASSES}"
+    )
 
 
 def check_gradients(params: Iterable[Tensor]) -> None:

@@ -26,6 +26,8 @@ from flatopt.vectors import (
     even_sample,
     layout,
     norm,
+    owned,
+    plain,
     read,
     reversed_between,
 )
@@ -36,9 +38,9 @@ LOST = (
     "keeps no copy; the base optimizer did not step"
 )
 _CLEARED = (
-    "the gradients were cleared inside perturbed() by other means than optimizer.zero_grad(). With "
-    "memory='lean' they hold the first gradient, onto which the second is added: leave the "
-    "clearing out, or use memory='fast'"
+    "the gradients were cleared, or changed, inside perturbed() by other means than "
+    "optimizer.zero_grad(). With memory='lean' they hold the first gradient, onto which the second "
+    "is added: leave that out, or use memory='fast'"
 )
 _TWICE = (
     "a second backward pass inside one perturbed() block: with memory='lean' and 16-bit weights "
@@ -75,7 +77,7 @@ class Lean(Window):
         if rule.fixed is not None:
             return rule.fixed
         # Without averages yet: the sum is then that of both gradients in equal parts
-        return rule.last or 0.5 / self._factor()
+        return rule.last or 0.5 / (self._factor() * self.scale)
 
     def _factor(self) -> float:
         """H g1 / d."""
@@ -154,11 +156,26 @@ class Adding(Lean):
                     p.grad = g
             return
         grads = [p.grad for p in self.moved]
-        with self._shifted():
-            self._prepare(grads)
-            versions = [None if g is None else local(g)._version for g in grads]
-            yield
+        watched = min(range(len(grads)), key=lambda i: self.moved[i].numel())
+        backwards: list[int] = []
+        handle = self.moved[watched].register_post_accumulate_grad_hook(backwards.append)  # type: ignore[arg-type]
+        try:
+            with self._shifted():
+                self._prepare(grads)
+                versions = [None if g is None else local(g)._version for g in grads]
+                yield
+        finally:
+            handle.remove()
+        g = grads[watched]
+        assert g is not None
+        writes = local(g)._version - (versions[watched] or 0)
+        if self.moved[watched].grad is g and writes > len(backwards) and self._alone():
+            raise RuntimeError(_CLEARED)
         self._collect(grads, versions)
+
+    def _alone(self) -> bool:
+        """True where nothing but backward passes may write to gradients: no engine reduces them."""
+        return _processes() == 1 and all(plain([p]) for p in self.moved)
 
     def _prepare(self, grads: Sequence[Tensor | None]) -> None:
         """Scale what is there, for the pass to add to."""
@@ -181,6 +198,8 @@ class Adding(Lean):
             assert g is not None
             if p.grad is None or p.grad is g:
                 self.missed[i] += local(g)._version == versions[i]
+            elif layout(p.grad) is None and not owned(p.grad):
+                continue  # DDP has built its buckets anew, and moved the gradient into one
             else:  # cleared before the backward pass
                 g.add_(p.grad)
             p.grad = g
@@ -198,7 +217,6 @@ class Adding(Lean):
             whole &= self._without(i, g, weight)
         self._restore_kept()
         g1, g = self.before, self._sample([local(t) for t in grads])
-        self._check_cleared(g1, g, weight)
         d = (g - g1) / weight
         sums = ShardSums(self.moved[0].device)
         grown = sum(t.numel() for t in self.g1) / max(g.numel(), 1)
@@ -217,18 +235,12 @@ class Adding(Lean):
         self.absent[i] = True
         if isinstance(self.difference, Central):  # both passes: g1 / w came back as it was
             return self.missed[i] == len(self.passes)
-        if self.settings.part is not None or abs(1.0 - weight) < 1e-3:
+        if self.settings.part is not None:  # so it does where the part never had a gradient
+            return id(self.moved[i]) not in self.settings.part.grads
+        if abs(1.0 - weight) < 1e-3:
             return False
         g.div_(1.0 - weight)
         return True
-
-    def _check_cleared(self, g1: Tensor, g: Tensor, weight: float) -> None:
-        """Refuse a sum in which the first gradient is missing."""
-        if self.difference.base == 0.0 or self.settings.part is not None or abs(weight - 1) < 0.1:
-            return
-        right, wrong = (float(torch.linalg.vector_norm(g - c * g1)) for c in (1.0, weight))
-        if wrong < 1e-3 * right:
-            raise RuntimeError(_CLEARED)
 
     def clear(self, zero_grad: Callable[[], None]) -> None:
         if self.why is not None:

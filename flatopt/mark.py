@@ -37,7 +37,8 @@ class Mark:
     @property
     def replaced(self) -> bool:
         """All are other tensors than before, or were cleared; clipping keeps the tensors."""
-        return all(p.grad is not g for p, g, _ in self.grads)
+        known = [(p, g) for p, g, _ in self.grads if g is not None]
+        return bool(known) and all(p.grad is not g for p, g in known)
 
     @property
     def changed(self) -> bool:

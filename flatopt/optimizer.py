@@ -64,7 +64,7 @@ class GradRegOptimizer(Passes):
         every: apply GR in each `every`-th step only; the others are plain steps of the base.
         reference: a `ReferenceReset`; ``reference`` is then a `Reference` policy, reset and saved.
         memory: "fast" needs two buffers of the parameters' size, "lean" one: g2 is added onto g1,
-            so `ratio` follows the averages up to the last step (docs/memory.md).
+            so `ratio` follows the averages up to the last step (docs/how-to-choose.md).
         offload: keep the weights on the CPU during a pass, where they are on another device.
         fraction: take the penalty on a part of the batch, along the whole gradient; see
             `mark_part`. Costs that share of a pass.

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from flatopt.mark import Mark
 from flatopt.vectors import owned
 
 
@@ -22,7 +23,9 @@ class Part:
 
     def __init__(self, params: Iterable[Tensor], share: float) -> None:
         self.share = share
-        self.grads = {id(p): p.grad.detach().clone() for p in params if p.grad is not None}
+        there = [(p, p.grad) for p in params if p.grad is not None]
+        self.grads = {id(p): g.detach().clone() for p, g in there}
+        self.mark = Mark([p for p, _ in there])  # tells whether the batch was dropped since
 
     def of(self, params: Sequence[Tensor], g1: Sequence[Tensor]) -> list[Tensor]:
         """The part's gradient; zeros where a parameter had none yet."""

@@ -13,6 +13,7 @@ from flatopt.guards import (
     TWO_PASSES,
     check_gradients,
     excluded_ids,
+    no_gradient,
     scale_of,
     warn_of_eps,
     warn_of_one_pass,
@@ -108,6 +109,7 @@ class Passes(OptimizerWrapper):
             )
         if not 0.0 < share <= 1.0 or (share == 1.0 and self.batch == "halves"):
             raise ValueError(f"share must be between 0 and 1, got {share!r}")
+        self._drop_stale()
         if self._window is not None:
             raise RuntimeError(
                 "mark_part() comes before the passes, after the first part's backward"
@@ -120,7 +122,6 @@ class Passes(OptimizerWrapper):
                 "mark_part() found no gradient: it comes after the part's backward()"
             )
         check_gradients(params)
-        self._drop_stale()
         self._part = Part(params, share)
 
     @contextmanager
@@ -194,11 +195,10 @@ class Passes(OptimizerWrapper):
         every = self._params()
         params = [p for p in every if p.grad is not None]
         if not params:
-            raise RuntimeError(
-                "perturbed() found no gradient: call backward() on the loss before it. Write\n"
-                f"{TWO_PASSES}"
-            )
+            raise RuntimeError(no_gradient(every))
         check_gradients(params)
+        if self._part is not None and self._part.mark.replaced:  # of a batch that was dropped
+            self._part = None
         if (self.fraction < 1.0 or self.batch == "halves") and self._part is None:
             kind = "halves" if self.batch == "halves" else "fraction"
             raise RuntimeError(f"perturbed() without mark_part(). Write\n{PARTS[kind]}")
@@ -278,5 +278,7 @@ class Passes(OptimizerWrapper):
         """Forget passes whose gradients were replaced or cleared and whose step never came."""
         stale = self._mark is not None and self._mark.replaced
         if stale:
+            asked = self._asked  # about this batch
             self._reset_window()
+            self._asked = asked
         return stale

@@ -150,7 +150,10 @@ class TrainerPlug:
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """The trainer's step; after the last micro-batch of a window, the replays at theta'."""
-        if self.optimizer is None or not self.optimizer.passes:
+        if self.optimizer is None:
+            return self._training_step(*args, **kwargs)
+        self._follow_sharding()  # before `passes`, which looks at the parameters
+        if not self.optimizer.passes:
             return self._training_step(*args, **kwargs)
         batch = MicroBatch(args, kwargs, _scalars(self.trainer))
         self._recording = batch
@@ -226,7 +229,6 @@ class TrainerPlug:
         # TRL's trainers append to _metrics in place; a stand-in takes what the replay appends
         if "_metrics" in attributes:
             attributes["_metrics"] = _last_entries(attributes["_metrics"])
-        self._follow_sharding()
         try:
             for number in range(self.optimizer.passes):
                 batches = parts.replayed(self.optimizer, window, part, number)
@@ -335,7 +337,7 @@ def _check_fsdp(trainer: Any, reference: Any) -> None:
     if getattr(plugin, "fsdp_version", 1) != 2:
         raise ValueError(
             "attach does not support FSDP1: its flat parameters mix excluded weights with others "
-            'and have no names. Use FSDP2: fsdp_config={"version": 2}'
+            'and have no names. Use FSDP2, fsdp_config={"version": 2}, or DDP (torchrun)'
         )
     if reference is not None:
         raise ValueError(
@@ -367,8 +369,8 @@ def _check_trainer(trainer: Any, samples: str, reference: Any) -> None:
         )
     if getattr(trainer, "is_deepspeed_enabled", False) or getattr(args, "deepspeed", None):
         raise ValueError(
-            "attach does not support DeepSpeed: its engine keeps gradients and weights of its own. "
-            "Use DDP (torchrun) instead"
+            "attach does not support DeepSpeed: its engine reduces each micro-batch into buffers "
+            "of its own, to which a replay would add. Use DDP or FSDP2 (torchrun) instead"
         )
     if getattr(trainer, "is_fsdp_enabled", False):
         _check_fsdp(trainer, reference)
