@@ -19,14 +19,30 @@ import torch
 
 from integrations.results_page import fill
 
+# the same 128 completions a step, in four micro-batches
+PARTS = {"per_device_train_batch_size": 32, "gradient_accumulation_steps": 4}
+ARMS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "none": ("none", {}, {}),
+    "kl": ("kl", {}, {}),
+    "gr": ("gr", {}, {}),
+    "gr+kl": ("gr+kl", {}, {}),
+    "gr, every 2": ("gr", {}, {"every": 2}),
+    "gr, every 4": ("gr", {}, {"every": 4}),
+    "none, 4 micro-batches": ("none", PARTS, {}),
+    "gr, 4 micro-batches": ("gr", PARTS, {}),
+    "gr, fraction 1/4": ("gr", PARTS, {"fraction": 0.25}),
+    "gr, halves": ("gr", PARTS, {"batch": "halves"}),
+}
 
-def seconds_per_step(method: str, steps: int, seed: int) -> float:
+
+def seconds_per_step(name: str, steps: int, seed: int) -> float:
     """CPU seconds per gradient step of one short training in the tiny judge world."""
     from integrations.loop import make_trainer
     from integrations.results import Setting, make_arm
 
-    config = {"save_strategy": "no"}
-    arm = make_arm(Setting(method, method, config, steps=steps), seed=seed, judge=100)
+    method, config, gr = ARMS[name]
+    setting = Setting(name, method, {"save_strategy": "no"} | config, gr, steps=steps)
+    arm = make_arm(setting, seed=seed, judge=100)
     with tempfile.TemporaryDirectory() as folder:
         trainer, _ = make_trainer(arm, arm.task(), Path(folder))
         begin = time.process_time()
@@ -50,7 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--methods", nargs="+", default=["none", "kl", "gr", "gr+kl"])
+    parser.add_argument("--methods", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--results", type=Path, help="folder of cost.md, which is filled")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -62,7 +78,7 @@ def main() -> None:
                 seconds[name].append(value)
     base = statistics.median(seconds[args.methods[0]])
     rows = []
-    print(f"{'method':<10}{'ms per step':>12}{'x ' + args.methods[0]:>10}")
+    print(f"{'method':<24}{'ms per step':>12}{'x ' + args.methods[0]:>10}")
     for name, values in seconds.items():
         value = statistics.median(values)
         rows.append(
@@ -73,7 +89,7 @@ def main() -> None:
                 "rounds": [round(v * 1e3, 1) for v in values],
             }
         )
-        print(f"{name:<10}{value * 1e3:>12.1f}{value / base:>10.2f}")
+        print(f"{name:<24}{value * 1e3:>12.1f}{value / base:>10.2f}")
     if args.results:
         data = args.results / "cost" / "loop.json"
         data.parent.mkdir(parents=True, exist_ok=True)

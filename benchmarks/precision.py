@@ -214,13 +214,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batches", type=int, default=4)
     parser.add_argument("--cache", type=Path, default=Path("runs/precision"))
     parser.add_argument("--size", type=json.loads, default={}, help="sizes to change, as JSON")
-    parser.add_argument("--json", type=Path, help="write every number as JSON")
+    parser.add_argument("--json", type=Path, help="write every number as JSON, and as tables")
     parser.add_argument(
         "--only",
         default="",
         help="measure only methods with this in their name; --json's file has the others",
     )
-    parser.add_argument("--docs", type=Path, help="put the tables into this page")
+    parser.add_argument("--docs", type=Path, help="put the short tables into this page")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     size, rows = replace(Size(), **args.size), []
@@ -242,11 +242,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{name}: {subject.parameters / 1e6:.1f}M parameters, {subject.text}", flush=True)
         rows += measure(subject, args.modes, bool(blocks), args.only)
     rows = merged(old["rows"], rows, args.only) if args.only else rows
-    tables = {"summary": summary(rows), "gauge": gauge(rows), "full": full(rows)}
+    tables = {"summary": summary(rows), "gauge": gauge(rows)}
     print("\n".join(tables.values()))
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps({**meta, "rows": rows}, indent=1))
+        args.json.with_suffix(".md").write_text(full(rows))
     if args.docs:
         for name, text in tables.items():
             put_between_markers(args.docs, name, text)

@@ -108,16 +108,18 @@ class Combination:
         if not rows or not plain([t for _, terms in rows for _, t in terms]):
             return None
         g = even_sample([g for g, _ in rows], SIGNS)
-        columns = zip(*(terms for _, terms in rows), strict=True)
-        d = total(
-            [(column[0][0], even_sample([t for _, t in column], SIGNS)) for column in columns]
-        )
-        return reversed_between(g, d, weight)
+        parts = []
+        for column in zip(*(terms for _, terms in rows), strict=True):
+            tensors = [t for _, t in column]
+            same = tensors[0] is rows[0][0]  # g1 itself is among the terms of a forward difference
+            parts.append((column[0][0], g if same else even_sample(tensors, SIGNS)))
+        return reversed_between(g, total(parts), weight)
 
     def write(self, weight: float, with_dot: bool) -> tuple[Tensor, Tensor]:
         """Leave g1 + weight * d in ``.grad``; ``(||d||, g1 . d)``, found on the way."""
         grads = [p.grad for p in self.moved if p.grad is not None]
-        if self._together() and len(grads) == len(self.moved):
+        graphs = any(g.requires_grad for g in grads)  # from the exact product
+        if self._together() and len(grads) == len(self.moved) and not graphs:
             (_, d), *others = self._lists()
             for c, tensors in others:
                 torch._foreach_add_(d, tensors, alpha=c)

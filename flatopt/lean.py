@@ -156,22 +156,40 @@ class Adding(Lean):
                     p.grad = g
             return
         grads = [p.grad for p in self.moved]
-        watched = min(range(len(grads)), key=lambda i: self.moved[i].numel())
-        backwards: list[int] = []
-        handle = self.moved[watched].register_post_accumulate_grad_hook(backwards.append)  # type: ignore[arg-type]
+        backwards: dict[int, int] = {}  # how many reached each parameter
+
+        def count(p: Tensor) -> None:
+            backwards[id(p)] = backwards.get(id(p), 0) + 1
+
+        handles = [p.register_post_accumulate_grad_hook(count) for p in self.moved]
         try:
             with self._shifted():
                 self._prepare(grads)
                 versions = [None if g is None else local(g)._version for g in grads]
                 yield
         finally:
-            handle.remove()
-        g = grads[watched]
-        assert g is not None
-        writes = local(g)._version - (versions[watched] or 0)
-        if self.moved[watched].grad is g and writes > len(backwards) and self._alone():
-            raise RuntimeError(_CLEARED)
+            for handle in handles:
+                handle.remove()
+        if self._alone():
+            self._check_written(grads, versions, backwards)
+            # pieces of one tensor (as a cat leaves them) count their writes together: put right
+            for i, (p, g) in enumerate(zip(self.moved, grads, strict=True)):
+                if g is not None and not owned(g) and id(p) not in backwards and p.grad is g:
+                    versions[i] = g._version
         self._collect(grads, versions)
+
+    def _check_written(
+        self,
+        grads: Sequence[Tensor | None],
+        versions: Sequence[int | None],
+        backwards: dict[int, int],
+    ) -> None:
+        """Refuse a sum to which something else than backward passes has written."""
+        for p, g, version in zip(self.moved, grads, versions, strict=True):
+            if g is None or version is None or p.grad is not g or not owned(g):
+                continue
+            if g._version - version > backwards.get(id(p), 0):
+                raise RuntimeError(_CLEARED)
 
     def _alone(self) -> bool:
         """True where nothing but backward passes may write to gradients: no engine reduces them."""

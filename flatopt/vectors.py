@@ -159,7 +159,7 @@ def thinned(t: Tensor) -> Tensor:
 @torch.no_grad()
 def thinned_norm(tensors: Sequence[Tensor]) -> Tensor:
     """About the `norm` of plain tensors: exact for few elements, else from `thinned` ones."""
-    if not plain(tensors) or sum(t.numel() for t in tensors) <= SAMPLE:
+    if not plain(tensors) or sum(t.numel() for t in tensors) <= 16 * SAMPLE:
         return norm(tensors)
     sums = ShardSums(tensors[0].device)
     for t in tensors:

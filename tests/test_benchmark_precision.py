@@ -156,7 +156,7 @@ def test_the_command_writes_numbers_and_tables(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page, numbers = tmp_path / "page.md", tmp_path / "data" / "table.json"
-    parts = ("summary", "gauge", "full")
+    parts = ("summary", "gauge")
     page.write_text("".join(f"<!-- {name} -->\nold\n<!-- end -->\nafter\n" for name in parts))
     options = {"cache": tmp_path / "model", "json": numbers, "docs": page, "size": json.dumps(TINY)}
     flags = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
@@ -169,6 +169,8 @@ def test_the_command_writes_numbers_and_tables(
         assert chunk.endswith("|" + end)
         assert chunk.removeprefix(begin).removesuffix(end) in printed
     assert "old" not in text
+    table = numbers.with_suffix(".md").read_text()
+    assert table.count("released code") == 4 * 3 // 2
     data = json.loads(numbers.read_text())
     assert data["models"]["trained"]["text"] == "generated sums"
     found = {(r["model"], r["perturbed"], r["loss"], r["mode"]) for r in data["rows"]}

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from flatopt import GradRegOptimizer
+from flatopt.precision import DEFAULT_RADIUS
 from tests.fuzz import MODES, PATHS
 from tests.fuzz.oracle import length
 from tests.fuzz.problems import Case, storage
@@ -38,7 +39,8 @@ class Passes:
         self.case.backward()
         if self.buffers is not None:  # the same memory in each pass, as DDP's buckets are
             for p, buffer in zip(self.case.params, self.buffers, strict=True):
-                p.grad = None if p.grad is None else buffer.copy_(p.grad)
+                if p.grad is not None and p.grad is not buffer:
+                    p.grad = buffer.copy_(p.grad)
 
     def _layout(self) -> list[tuple[int, tuple[int, ...], list[int]]]:
         # lists of bytes compare NaN and -0.0 as well
@@ -51,8 +53,8 @@ def radius_used(radius: float | None, moved: Sequence[Tensor]) -> float:
         return radius
     dtypes = {p.dtype for p in moved}
     if dtypes & {torch.bfloat16, torch.float16}:
-        return 1.5e-4
-    return 1e-7 if dtypes == {torch.float64} else 1e-5
+        return DEFAULT_RADIUS[torch.bfloat16]
+    return DEFAULT_RADIUS[torch.float64 if dtypes == {torch.float64} else torch.float32]
 
 
 def rounding(values: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> float:

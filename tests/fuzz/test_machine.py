@@ -356,4 +356,4 @@ class Orders(Beside):
 
 
 TestOrders = Orders.TestCase
-TestOrders.settings = examples(150, calls=30)
+TestOrders.settings = examples(300, calls=30)

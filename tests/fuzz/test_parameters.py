@@ -30,7 +30,7 @@ from tests.fuzz.steps import (
 pytestmark = pytest.mark.filterwarnings("ignore:grad and param do not obey")
 
 
-@examples(250)
+@examples(400)
 @given(
     data=st.data(),
     case=cases(),
@@ -74,7 +74,7 @@ def test_passes_change_nothing_but_gradients(
         assert torch.equal(p, twin)
 
 
-@examples(250)
+@examples(400)
 @given(
     data=st.data(),
     case=cases(),
@@ -124,7 +124,8 @@ def test_gradient_is_the_difference_at_the_weights_that_were_used(
     expected = [a + strength * h for a, h in zip(g1, product, strict=True)]
     grads = [g.double() for i in moved if (g := case.params[i].grad) is not None]
     error = length([a - b for a, b in zip(grads, expected, strict=True)])
-    allowed = rounding(expected, dtypes) + 1e-5 * strength * length(product)
+    # the sum is rounded once, to the nearest
+    allowed = 0.5 * rounding(expected, dtypes) + 1e-5 * strength * length(product)
     weight = strength / eps / len(passes.points)
     lost = lost_in_adding(weight, [g1, *seen], dtypes) if adding else 0.0
     allowed += lost
@@ -140,7 +141,7 @@ def test_gradient_is_the_difference_at_the_weights_that_were_used(
         assert strength * length(product) <= lost
 
 
-@examples(250)
+@examples(400)
 @given(
     data=st.data(),
     case=cases(),

@@ -170,7 +170,7 @@ def pairs(draw: st.DrawFn) -> Pair:
     return Pair(case, optimizer, PlainGR(found), values, build(values), excluded)
 
 
-@examples(200)
+@examples(400)
 @given(
     pair=pairs(),
     micro=st.integers(1, 2),
@@ -211,3 +211,65 @@ def test_lean_refuses_what_needs_both_gradients(options: dict[str, Any]) -> None
     base = torch.optim.SGD([torch.zeros(2, requires_grad=True)], lr=0.1)
     with pytest.raises(ValueError, match="memory='lean' cannot be had with"):
         GradRegOptimizer(base, memory="lean", **options)
+
+
+@pytest.mark.parametrize("difference", ["forward", "central"])
+@pytest.mark.parametrize("together", [False, True], ids=["apart", "views of one gradient"])
+@pytest.mark.parametrize("fraction", [1.0, 0.5])
+def test_lean_step_where_a_parameter_is_in_the_first_gradient_only(
+    difference: str, together: bool, fraction: float
+) -> None:
+    # as an expert that the tokens of the part do not reach; its gradient may be a piece of another
+    a, b = (torch.linspace(0.5, 1.0, 3).double().requires_grad_() for _ in range(2))
+    optimizer = GradRegOptimizer(
+        torch.optim.SGD([a, b], lr=0.1),
+        strength=0.1,
+        radius=1e-4,
+        difference=difference,
+        memory="lean",
+        fraction=fraction,
+    )
+    if fraction < 1.0:
+        (a**3).sum().backward()
+        optimizer.mark_part(fraction)
+    wave = torch.cat([a, b]).sin().sum() if together else a.sin().sum() + b.sin().sum()
+    wave.backward()
+    assert a.grad is not None
+    assert b.grad is not None
+    first, own = b.grad.clone(), a.grad.clone()
+    for _ in range(optimizer.passes):
+        with optimizer.perturbed():
+            (a**3).sum().backward()
+            if fraction == 1.0:
+                a.sin().sum().backward()
+    assert torch.allclose(b.grad, first, rtol=1e-9)
+    optimizer.step()
+    assert torch.allclose(b, torch.linspace(0.5, 1.0, 3).double() - 0.1 * first)
+    if fraction < 1.0:  # where the penalty is known
+        theta = torch.linspace(0.5, 1.0, 3).double()
+        expected = own + 0.1 * 6 * theta * own / fraction
+        assert torch.allclose(a.grad, expected, rtol=1e-2)
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["apart", "views of one gradient"])
+@pytest.mark.parametrize("scale", [1.0, 2.0**12])
+def test_lean_pass_that_begins_with_empty_gradients(together: bool, scale: float) -> None:
+    # as with model.zero_grad(); and the first step of `ratio` has both gradients in equal parts
+    a, b = (torch.linspace(0.5, 1.0, 3).double().requires_grad_() for _ in range(2))
+    optimizer = GradRegOptimizer(
+        torch.optim.SGD([a, b], lr=0.1), ratio=1.0, radius=0.1, memory="lean"
+    )
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+
+    def backward() -> Tensor:
+        loss = (torch.cat([a, b]) ** 3).sum() if together else (a**3).sum() + (b**3).sum()
+        scaler.scale(loss).backward()
+        assert a.grad is not None
+        return a.grad.clone()
+
+    first = backward()
+    with optimizer.perturbed(scaler=scaler):
+        a.grad = b.grad = None
+        second = backward()
+    assert a.grad is not None
+    assert torch.allclose(a.grad, 0.5 * (first + second), rtol=1e-9)
