@@ -17,7 +17,7 @@ TEST_FLAGS ?=
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo rlhf theory test test-slow results bench lint wheel clean
+.PHONY: help venv demo rlhf theory test test-slow results bench bench-slow lint wheel clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -57,10 +57,17 @@ test-slow: $(INSTALLED)  ## the slow tests alone
 results: $(INSTALLED)  ## every number of the results pages, measured again (hours)
 	OMP_NUM_THREADS=1 $(PY) -m integrations.results --jobs $(JOBS) $(RESULTS_FLAGS)
 	OMP_NUM_THREADS=1 $(PY) -m integrations.rlhf_results --jobs $(JOBS)
+	OMP_NUM_THREADS=1 $(PY) -m integrations.cheaper_results --jobs $(JOBS)
 
-bench: $(INSTALLED)  ## cost of a step and of the judge loop, as ratios to the plain ones
-	$(PY) -m benchmarks.cost $(BENCH_FLAGS)
-	$(PY) -m benchmarks.loop
+bench: $(INSTALLED)  ## what a step costs, in time and memory, as ratios to the plain one (minutes)
+	OMP_NUM_THREADS=1 $(PY) -m benchmarks.cost $(BENCH_FLAGS)
+	OMP_NUM_THREADS=1 $(PY) -m benchmarks.memory
+	OMP_NUM_THREADS=1 $(PY) -m benchmarks.loop
+
+bench-slow: $(INSTALLED)  ## precision of H g, cheaper terms, and the table of faults (an hour)
+	OMP_NUM_THREADS=1 $(PY) -m benchmarks.precision
+	OMP_NUM_THREADS=1 $(PY) -m benchmarks.fraction
+	OMP_NUM_THREADS=1 $(PY) -m benchmarks.faults
 
 lint: $(INSTALLED)  ## ruff and pyright
 	$(PY) -m ruff check .

@@ -50,6 +50,7 @@ class GR:
 FLATOPT: dict[str, GR] = {
     "flatopt": GR(),
     "flatopt, lean": GR({"memory": "lean"}),
+    "flatopt, lean, forward": GR({"memory": "lean", "difference": "forward"}),
     "flatopt, offload": GR({"offload": True}),
     "flatopt, forward": GR({"difference": "forward"}),
     "flatopt, central": GR({"difference": "central"}),

@@ -9,7 +9,7 @@ import dis
 import gc
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -219,6 +219,14 @@ def bad_gradient(call: int, value: float, entries: int | None) -> Arm:
     return arm
 
 
+def close(left: Sequence[Tensor], right: Sequence[Tensor]) -> bool:
+    """Equal up to a few roundings."""
+    return all(
+        torch.allclose(a, b, rtol=16 * torch.finfo(a.dtype).eps, atol=1e-7)
+        for a, b in zip(left, right, strict=True)
+    )
+
+
 def other_graph(setting: Setting, call: int, new: bool, *, seed: int = 0, warm: int = 1) -> Outcome:
     """From this call on the graph has lost a head, or has gained one.
 
@@ -241,7 +249,9 @@ def other_graph(setting: Setting, call: int, new: bool, *, seed: int = 0, warm: 
         twin.plain_step(seed + 100)
         expected = list(twin.net.heads[2 if new else 1].parameters())
     after = list(head.parameters())
-    perturbed = not (same(after, expected) or (setting.peer and new))
+    # lean memory has scaled its g1 and scales it back, which rounds
+    equal = close if setting.lean else same
+    perturbed = not (equal(after, expected) or (setting.peer and new))
     fresh = make_job(setting, seed, 0)
     fresh.net.load_state_dict(job.net.state_dict())
     fresh.optimizer.load_state_dict(copy.deepcopy(job.optimizer.state_dict()))

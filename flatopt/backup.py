@@ -5,6 +5,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from flatopt.vectors import LOW_PRECISION, PIECE, owned, plain
 
@@ -110,6 +111,7 @@ class Swapped:
 
     def restore(self, p: Tensor) -> None:
         p.data = self.own
+        increment_version(p)
 
 
 def alone(p: Tensor) -> bool:

@@ -64,12 +64,19 @@ def lean_window(
 
 
 def _processes() -> int:
+    """How many processes train together; 0 outside torch.distributed."""
     there = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_world_size() if there else 1
+    return torch.distributed.get_world_size() if there else 0
 
 
 class Lean(Window):
     """What both have in common: the strength, and what is left where a step fails."""
+
+    weight: float
+
+    def _ready(self) -> None:
+        self.weight = self._weight() if self.why is None else 0.0
+        self.begun = False
 
     def _strength(self) -> float:
         """The strength, from the averages of `ratio` up to the last step."""
@@ -120,13 +127,13 @@ class Adding(Lean):
 
     def _take(self) -> None:
         self.g1 = [local(p.grad) for p in self.moved if p.grad is not None]  # not copied
-        self.kept_grads = [take(p) for p in self.kept]
+        for p in self.kept:
+            self.kept_grads.append(take(p))
         self.grads = []
         part = self.settings.part
         self.part = part.of(self.moved, [p.grad for p in self.moved]) if part is not None else None  # type: ignore[misc]
         self.before = self._sample(self.g1) if self.why is None else torch.zeros(())
         self.missed = [0] * len(self.moved)  # passes without a gradient
-        self.weight = 0.0
 
     def _sample(self, tensors: Sequence[Tensor]) -> Tensor:
         """Some coordinates of this process: enough for the numbers, a 64th of the memory."""
@@ -193,14 +200,14 @@ class Adding(Lean):
 
     def _alone(self) -> bool:
         """True where nothing but backward passes may write to gradients: no engine reduces them."""
-        return _processes() == 1 and all(plain([p]) for p in self.moved)
+        return _processes() == 0 and all(plain([p]) for p in self.moved)
 
     def _prepare(self, grads: Sequence[Tensor | None]) -> None:
         """Scale what is there, for the pass to add to."""
         if self.done:  # central: the second pass is subtracted
             factors = (-1.0, 0.0)
         else:
-            self.weight = w = self._weight()
+            self.begun, w = True, self.weight
             base = self.difference.base
             # of g1, and of the part where there is one
             factors = ((1.0 + base * w) / w, 0.0) if self.part is None else (1.0 / w, base)
@@ -216,7 +223,7 @@ class Adding(Lean):
             assert g is not None
             if p.grad is None or p.grad is g:
                 self.missed[i] += local(g)._version == versions[i]
-            elif layout(p.grad) is None and not owned(p.grad):
+            elif not self._alone() and layout(p.grad) is None and not owned(p.grad):
                 continue  # DDP has built its buckets anew, and moved the gradient into one
             else:  # cleared before the backward pass
                 g.add_(p.grad)
@@ -266,7 +273,7 @@ class Adding(Lean):
 
     def abandon(self) -> None:
         """The first gradient is gone: the batch must be taken again."""
-        if self.why is None and self.weight:
+        if self.why is None and self.begun:
             for p in self.moved:
                 p.grad = None
         self._restore_kept()
@@ -285,7 +292,6 @@ class Streaming(Lean):
             raise RuntimeError(_SHARDED)
         super()._take()
         self.sums = ShardSums(self.moved[0].device)
-        self.weight = 0.0
         self.seen: set[int] = set()
 
     @contextmanager
@@ -294,8 +300,6 @@ class Streaming(Lean):
             with super()._pass():
                 yield
             return
-        if not self.weight:
-            self.weight = self._weight()
         handles: list[RemovableHandle] = []
         for p in (*self.moved, *self.kept):
             p.grad = None

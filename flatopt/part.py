@@ -44,9 +44,10 @@ def take(p: Tensor) -> Tensor:
     ours = owned(p.grad) and _references(p) <= _UNSHARED  # type: ignore[arg-type]
     g = p.grad
     assert g is not None
-    p.grad = None
     g = g.detach() if g.requires_grad else g
-    return g if ours else g.clone()
+    g = g if ours else g.clone()
+    p.grad = None
+    return g
 
 
 def _references(p: Tensor) -> int:

@@ -223,7 +223,9 @@ class Passes(OptimizerWrapper):
         )
         make = lean_window if self.memory == "lean" else Window
         unused = [p for p in every if p.grad is None]
-        return make(moved, [p for p in params if id(p) in excluded], unused, settings)
+        window = make(moved, [p for p in params if id(p) in excluded], unused, settings)
+        self._part = None  # the window has it, and lets it go after the last pass
+        return window
 
     def _rule(self) -> Rule:
         factor, rule = self._strength_factor(), self.ratio_rule

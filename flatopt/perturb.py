@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from flatopt.backup import Backup, Keeper, Swapped, cut, spans
 from flatopt.rounding import Dither, to_dtype
@@ -36,11 +37,11 @@ def displaced(
 
     Yields:
         With ``measure``, the length of the shift that survived rounding / the intended one (0-dim
-        tensor): over all weights of 16 bits, over a sample of `LOOKED_AT` wider ones.
+        tensor): over all weights of 16 bits, over some `LOOKED_AT` of wider ones.
     """
     keeper = keeper or Keeper()
     saved: list[tuple[Tensor, Backup]] = []
-    lengths = _Lengths(alpha, params[0].device) if measure and params else None
+    lengths = _Lengths(alpha, params[0].device, len(params)) if measure and params else None
     try:
         with torch.no_grad():
             for p, d in zip(params, directions, strict=True):
@@ -73,15 +74,14 @@ def _shift(
     saved.append((p, backup))
     if isinstance(backup, Swapped):
         torch.add(p, d, alpha=alpha, out=backup.space)
-        if lengths is not None and lengths.seen < LOOKED_AT:
-            few = slice(0, LOOKED_AT)
+        if lengths is not None:
+            few = slice(0, lengths.few)
             old, new, step = (t.reshape(-1)[few] for t in (p, backup.space, d))
             lengths.add(param, new, old, step)
         p.data = backup.space
+        increment_version(p)  # a graph that was made at theta must not be used at theta'
     else:
         _write(param, p, d, alpha, backup, dither, lengths)
-    if lengths is not None:
-        lengths.seen += param.numel()
 
 
 def _write(
@@ -97,7 +97,7 @@ def _write(
     narrow = p.dtype in LOW_PRECISION
     for span in spans(p, d):
         part, step = cut(p, span), cut(d, span)
-        look = lengths is not None and (narrow or lengths.seen < LOOKED_AT)
+        look = lengths is not None and (narrow or span is None or span.start < lengths.few)
         old = part.clone() if look else None
         if narrow:
             moved = to_dtype(part.float().add_(step, alpha=alpha), p.dtype, dither)
@@ -107,7 +107,8 @@ def _write(
             backup.save(span, part, None)
             part.add_(step, alpha=alpha)
         if lengths is not None and old is not None:
-            lengths.add(param, part, old, step)
+            few = slice(None) if narrow else slice(0, lengths.few)
+            lengths.add(param, *(t.reshape(-1)[few] for t in (part, old, step)))
 
 
 def _restore(saved: list[tuple[Tensor, Backup]]) -> None:
@@ -137,8 +138,10 @@ def _restore(saved: list[tuple[Tensor, Backup]]) -> None:
 class _Lengths:
     """Length of the actual shift / of the intended one, from the ranges that were looked at."""
 
-    def __init__(self, alpha: float, device: torch.device) -> None:
-        self.alpha, self.seen = alpha, 0
+    def __init__(self, alpha: float, device: torch.device, count: int) -> None:
+        self.alpha = alpha
+        # of each wide tensor so many elements, because one alone may have no gradient
+        self.few = max(LOOKED_AT // count, 1)
         self.actual, self.intended = ShardSums(device), ShardSums(device)
 
     def add(self, param: Tensor, part: Tensor, old: Tensor, step: Tensor) -> None:
@@ -147,7 +150,8 @@ class _Lengths:
         self.intended.add(param, torch.linalg.vector_norm(step, dtype=wide(step.dtype)))
 
     def ratio(self) -> Tensor:
-        return self.actual.norm() / (abs(self.alpha) * self.intended.norm())
+        actual, intended = self.actual.norm(), abs(self.alpha) * self.intended.norm()
+        return torch.where(intended > 0, actual / intended, torch.ones_like(actual))
 
 
 @dataclass

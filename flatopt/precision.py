@@ -39,8 +39,11 @@ def looks_low_precision(grads: Sequence[Tensor], sample: int = 4096) -> bool | N
 
 def multiplies_in_tf32(params: Sequence[Tensor]) -> bool:
     """True where products of these float32 matrices are computed with TF32's 10 bits, on CUDA."""
-    if not any(p.device.type == "cuda" and p.dtype == torch.float32 for p in params):
+    there = [p for p in params if p.device.type == "cuda" and p.dtype == torch.float32]
+    if not there:
         return False
+    if torch.backends.cudnn.allow_tf32 and any(p.dim() > 2 for p in there):  # convolutions
+        return True
     try:
         return torch.get_float32_matmul_precision() != "highest"
     except RuntimeError:  # set by torch's newer switch, which forbids asking the older one

@@ -25,8 +25,9 @@ class Stats:
         strength: the strength used, after `ratio`, `warmup`, `max_ratio`; 0 on a step without GR.
         cosine: of g1 and g2 (for "exact": None).
         curvature: g.Hg / g.g, in loss / parameter^2.
-        realised_step: length of the shift that survived rounding / the intended one. Far from 1:
-            the weights are too coarse for this step length.
+        realised_step: length of the shift that survived rounding / the intended one. Near 0: the
+            weights are too coarse for this step length. 2 or 3 with 16-bit weights, where rounding
+            at random adds to the length without a direction of its own.
         turn: the angle, in radians, by which GR turns the gradient as a whole, between g1 and
             g1 + strength * H g1: what a step of fixed length keeps of GR.
         reversed: the share of coordinates that change sign, of an even sample: what Adam keeps

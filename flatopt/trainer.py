@@ -164,7 +164,7 @@ class TrainerPlug:
         self._window.append(batch)
         count = parts.first_part(self.optimizer, self.trainer)
         if len(self._window) == count:
-            parts.mark(self.optimizer, self.trainer, count)
+            parts.mark(self.optimizer, self.trainer, self._window, count)
         if self.trainer.accelerator.sync_gradients:
             window, self._window = self._window, []
             with parts.as_whole(self.optimizer, count == 0):

@@ -7,17 +7,26 @@ from typing import Any, TypeVar
 
 import torch
 
+from flatopt.old_logps import MicroBatch
 from flatopt.optimizer import GradRegOptimizer
+from flatopt.vectors import LOW_PRECISION
 
 Batch = TypeVar("Batch")
 
 
 def check_parts(trainer: Any, settings: dict[str, Any]) -> None:
-    """ValueError where this training has no parts: one micro-batch a step, or sharded gradients."""
+    """ValueError where this training has no parts, or too many micro-batches for lean memory."""
+    steps = getattr(trainer.args, "gradient_accumulation_steps", 1)
+    narrow = any(p.dtype in LOW_PRECISION for p in trainer.model.parameters() if p.requires_grad)
+    if settings.get("memory") == "lean" and narrow and steps > 1:
+        raise ValueError(
+            "memory='lean' with 16-bit weights takes one micro-batch a step: set "
+            "gradient_accumulation_steps=1, keep the weights in float32 (bf16=True computes in 16 "
+            "bits all the same), or use memory='fast'"
+        )
     fraction, batch = settings.get("fraction", 1.0), settings.get("batch", "whole")
     if batch == "whole" and not (isinstance(fraction, float) and fraction < 1.0):
         return
-    steps = getattr(trainer.args, "gradient_accumulation_steps", 1)
     if steps < 2:
         raise ValueError(
             "fraction and batch='halves' work on the micro-batches of a step, and here a step has "
@@ -38,16 +47,46 @@ def first_part(optimizer: GradRegOptimizer, trainer: Any) -> int:
     return math.ceil(optimizer.fraction * count) if optimizer.fraction < 1.0 else 0
 
 
-def mark(optimizer: GradRegOptimizer, trainer: Any, count: int) -> None:
+def mark(
+    optimizer: GradRegOptimizer, trainer: Any, batches: Sequence[MicroBatch], count: int
+) -> None:
     """Note the gradient of the first ``count`` micro-batches; in DDP its mean over processes."""
     if not count:
         return
-    optimizer.mark_part(count / trainer.current_gradient_accumulation_steps)
+    optimizer.mark_part(_share(trainer, batches, count))
     processes = trainer.accelerator.num_processes
     if processes > 1 and not trainer.accelerator.sync_gradients and optimizer._part is not None:
         for g in optimizer._part.grads.values():  # DDP has not exchanged it yet
             torch.distributed.all_reduce(g)
             g.div_(processes)
+
+
+def _share(trainer: Any, batches: Sequence[MicroBatch], count: int) -> float:
+    """The part's weight in the loss: by items where the trainer divides by their number."""
+    whole = trainer.current_gradient_accumulation_steps
+    items = [_items(batch) for batch in batches]
+    if count == whole or any(part is None for part, _ in items):
+        return count / whole
+    part = torch.tensor(float(sum(part for part, _ in items)))  # type: ignore[misc]
+    number = float(items[0][1])
+    if trainer.accelerator.num_processes > 1:
+        part = trainer.accelerator.reduce(part.to(trainer.accelerator.device), "sum")
+        if not trainer.args.average_tokens_across_devices:  # the number is this process's alone
+            number *= trainer.accelerator.num_processes
+    return min(max(float(part) / number, 1e-6), 1.0 - 1e-6)
+
+
+def _items(batch: MicroBatch) -> tuple[int | None, Any]:
+    """Labels that count, of one micro-batch and of the whole step; (None, None) where unknown."""
+    number = batch.keywords.get("num_items_in_batch")
+    if number is None and len(batch.arguments) > 2:
+        number = batch.arguments[2]
+    if number is None or not hasattr(batch.inputs, "get") or not float(number):
+        return None, None
+    labels = batch.inputs.get("shift_labels")
+    if labels is None and batch.inputs.get("labels") is not None:
+        labels = batch.inputs["labels"][..., 1:]  # as causal models shift them
+    return (None, None) if labels is None else (int((labels != -100).sum()), number)
 
 
 @contextmanager

@@ -95,12 +95,22 @@ class Window:
         self.active = False  # inside a pass
         self.realised: Tensor | None = None
         self._measure()
-        self._take()
-        self.directions = self._directions()
-        self.alphas = self._alphas()
-        # one (direction, point) per pass
-        points = self.difference.points
-        self.passes = [(d, point) for d in range(len(self.directions)) for point in points]
+        self.g1: list[Tensor] = []
+        self.kept_grads: list[Tensor] = []
+        try:
+            self._take()
+            self.directions = self._directions()
+            self.alphas = self._alphas()
+            # one (direction, point) per pass
+            points = self.difference.points
+            self.passes = [(d, point) for d in range(len(self.directions)) for point in points]
+            self._ready()
+        except BaseException:
+            self._give_back()
+            raise
+
+    def _ready(self) -> None:
+        """For subclasses: all is known, nothing has been done yet."""
 
     # ---- on opening -----------------------------------------------------------------------------
 
@@ -130,8 +140,10 @@ class Window:
         self.raw_length = raw
 
     def _take(self) -> None:
-        self.g1 = [take(p) for p in self.moved]
-        self.kept_grads = [take(p) for p in self.kept]
+        for p in self.moved:
+            self.g1.append(take(p))
+        for p in self.kept:
+            self.kept_grads.append(take(p))
         self.grads: list[list[Tensor | None]] = []  # one list per finished pass
         part = self.settings.part
         self.part = part.of(self.moved, self.g1) if part is not None else None
@@ -169,6 +181,16 @@ class Window:
     def shares(self) -> list[float]:
         assert self.settings.part is not None
         return [self.settings.part.share, 1.0 - self.settings.part.share]
+
+    def _give_back(self) -> None:
+        """All gradients in their places again, also where only some had been taken."""
+        taken = (
+            *zip(self.moved, self.g1, strict=False),
+            *zip(self.kept, self.kept_grads, strict=False),
+        )
+        for p, g in taken:
+            if p.grad is None:
+                p.grad = g
 
     # ---- passes ---------------------------------------------------------------------------------
 

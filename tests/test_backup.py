@@ -200,3 +200,13 @@ def test_both_passes_and_all_steps_round_differently_and_alike_everywhere() -> N
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     moved = [(t != first[0]).float().mean().item() for t in first[1:]]
     assert min(moved) > 0
+
+
+@pytest.mark.parametrize("pool", [True, False])
+def test_a_graph_made_at_theta_is_refused_at_theta_prime(pool: bool) -> None:
+    w = nn.Parameter(torch.randn(4))
+    loss = (w * w).sum()
+    keeper = Keeper(pool={}) if pool else Keeper()
+    stale = pytest.raises(RuntimeError, match="modified by an inplace operation")
+    with stale, displaced([w], [torch.ones(4)], 0.1, False, keeper):
+        loss.backward()

@@ -227,3 +227,16 @@ def test_16_bit_weights_written_to_inside_a_pass_are_missed() -> None:
         problem.backward()
         with torch.no_grad():
             problem.params[0].add_(1.0)
+
+
+@pytest.mark.parametrize("difference", ["forward", "central"])
+def test_a_strength_beyond_float32_leaves_a_plain_step(difference: str) -> None:
+    problem = Problem(torch.float32)
+    optimizer = optimizer_for(problem, strength=1e38, radius=1e-6, difference=difference)
+    problem.backward()
+    g1 = problem.grads()
+    for _ in range(optimizer.passes):
+        with optimizer.perturbed():
+            problem.backward()
+    assert same(problem.grads(), g1)
+    assert "the step is plain" in (optimizer.stats.skipped or "")

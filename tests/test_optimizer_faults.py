@@ -137,7 +137,7 @@ def test_gradient_too_small_to_step_along() -> None:
     p = torch.ones((), requires_grad=True)
     optimizer = GradRegOptimizer(torch.optim.SGD([p], lr=1.0), strength=0.1)
     for _ in range(2):
-        p.grad = torch.tensor(1e-44)
+        p.grad = torch.tensor(1.4e-45)
         with optimizer.perturbed():
             assert p.item() == 1.0
     assert "too small" in (optimizer.stats.skipped or "")

@@ -76,7 +76,9 @@ def test_default_radius_of_mixed_dtypes() -> None:
     net.params[-1].grad = torch.ones(3, dtype=torch.float64)
     assert used_radius(net) == pytest.approx(DEFAULT_RADIUS[torch.float32])
     net.params.append(torch.ones(3, dtype=torch.bfloat16, requires_grad=True))
-    assert used_radius(net) == pytest.approx(DEFAULT_RADIUS[torch.float32])  # without a gradient it is not perturbed
+    assert used_radius(net) == pytest.approx(
+        DEFAULT_RADIUS[torch.float32]
+    )  # without a gradient it is not perturbed
 
 
 @pytest.mark.parametrize("micro", [1, 3])
@@ -135,6 +137,9 @@ class OnCuda:
 
     def __init__(self, dtype: torch.dtype = torch.float32, kind: str = "cuda") -> None:
         self.dtype, self.device = dtype, torch.device(kind)
+
+    def dim(self) -> int:
+        return 2
 
 
 def test_tf32_is_low_precision(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -169,3 +169,23 @@ def test_misuse(batch: dict[str, Any]) -> None:
 def test_bad_settings(options: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         optimizer_for(Problem(), **options)
+
+
+def test_an_error_on_opening_leaves_the_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Problem()
+    optimizer = optimizer_for(problem, strength=STRENGTH, batch="halves")
+    problem.backward()
+    optimizer.mark_part(0.5)
+    before = problem.grads()
+    monkeypatch.setattr("flatopt.window.Window._alphas", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError), optimizer.perturbed():
+        pass
+    assert same(problem.grads(), before)
+
+
+def test_the_copy_of_the_part_is_let_go_after_the_last_pass() -> None:
+    problem = Problem()
+    optimizer = optimizer_for(problem, strength=STRENGTH, fraction=1 / 3)
+    by_fraction(problem, optimizer)
+    assert optimizer._part is None
+    assert optimizer._window is None

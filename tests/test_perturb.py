@@ -100,19 +100,21 @@ def test_shift(params: list[Tensor], alpha: float) -> None:
 def test_realised_step_looks_at_a_sample_of_wide_weights_and_at_all_narrow_ones(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("flatopt.perturb.LOOKED_AT", 4)
-    steps = [torch.ones(4), torch.ones(4)]
+    monkeypatch.setattr("flatopt.perturb.LOOKED_AT", 4)  # two of each of two tensors
     lost = 1e-5  # rounded away beside 1e4, not beside 1
     for dtype, expected in ((torch.float32, 1.0), (torch.bfloat16, 0.0)):
-        params = [torch.ones(4), torch.full((4,), 1e4)]
+        params = [torch.ones(4), torch.tensor([1.0, 1.0, 1e4, 1e4])]
         params = [p.to(dtype) for p in params]
-        with displaced(params, steps, lost, measure=True) as realised:
+        with displaced(params, [torch.ones(4)] * 2, lost, measure=True) as realised:
             assert realised is not None
             assert float(realised) == pytest.approx(expected, abs=2e-2)
-    # in float32 the second tensor, whose shift is lost, was not looked at; alone it would be
-    with displaced([torch.full((4,), 1e4)], steps[:1], lost, measure=True) as realised:
+    with displaced([torch.full((4,), 1e4)], [torch.ones(4)], lost, measure=True) as realised:
         assert realised is not None
         assert float(realised) == 0.0
+    # where nothing was to move, nothing was lost
+    with displaced([torch.ones(4)], [torch.zeros(4)], lost, measure=True) as realised:
+        assert realised is not None
+        assert float(realised) == 1.0
 
 
 @settings(max_examples=80, deadline=None)

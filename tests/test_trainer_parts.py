@@ -101,3 +101,31 @@ def test_halves_run_the_second_half_first(tmp_path: Path) -> None:
     first = seen[:4]
     assert seen[4:] == [*first[2:], *first[:2]]
     assert len({tuple(ids) for ids in first}) == 4
+
+
+def test_a_part_weighs_what_its_labels_weigh(tmp_path: Path) -> None:
+    """Losses are divided by the labels of the whole step, so micro-batches weigh by theirs."""
+    trainer = make_trainer("sft", tmp_path, accumulation=4, steps=1, optim="sgd")
+    plug = attach(trainer, STRENGTH, radius=RADIUS, fraction=0.25)
+    counts: list[int] = []
+    shares: list[float] = []
+    loss = trainer.compute_loss
+
+    def noting(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        counts.append(int((inputs["labels"][..., 1:] != -100).sum()))
+        if len(counts) == 2:
+            assert plug.optimizer is not None
+            assert plug.optimizer._part is not None
+            shares.append(plug.optimizer._part.share)
+        return loss(model, inputs, *args, **kwargs)
+
+    trainer.compute_loss = noting
+    train(trainer)
+    assert shares == [pytest.approx(counts[0] / sum(counts[:4]))]
+
+
+def test_lean_memory_of_16_bit_weights_takes_one_micro_batch(tmp_path: Path) -> None:
+    trainer = make_trainer("sft", tmp_path, accumulation=2, steps=1)
+    trainer.model.to(torch.bfloat16)
+    with pytest.raises(ValueError, match="gradient_accumulation_steps=1"):
+        attach(trainer, STRENGTH, memory="lean")

@@ -272,7 +272,9 @@ def test_the_radius_follows_the_precision(bf16: bool, radius: float, tmp_path: P
     train(trainer)
     assert plug.stats.numbers()["radius"] == pytest.approx(radius)
     assert plug.optimizer is not None
-    assert plug.optimizer.radius == (radius if bf16 else None)  # not left to a guess
+    assert plug.stats.difference == ("central" if bf16 else "forward")
+    if bf16:
+        assert plug.optimizer.precision == "16 bits"  # told, not left to a guess
 
 
 def test_a_loss_may_take_its_inputs_apart(tmp_path: Path) -> None:
