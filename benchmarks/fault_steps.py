@@ -248,6 +248,8 @@ def other_graph(setting: Setting, call: int, new: bool, *, seed: int = 0, warm: 
     if not setting.peer:
         twin.plain_step(seed + 100)
         expected = list(twin.net.heads[2 if new else 1].parameters())
+    if setting.lean and "did not step" in (job.optimizer.stats.skipped or ""):
+        expected = before  # its g1 was used up, and the whole step is left out
     after = list(head.parameters())
     # lean memory has scaled its g1 and scales it back, which rounds
     equal = close if setting.lean else same

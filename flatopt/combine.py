@@ -55,13 +55,16 @@ class Combination:
         terms = [*signs, *(r * s for s in signs), base, base * (r - 1.0)]
         return terms, difference.factor(eps) / (2.0 * a * b) / window.scale
 
-    def terms(self, i: int) -> list[tuple[float, Tensor]]:
-        """The tensors of parameter ``i`` that make up d, with their coefficients."""
+    def terms(self, i: int, last: Tensor | None = None) -> list[tuple[float, Tensor]]:
+        """The tensors of parameter ``i`` that make up d, with their coefficients.
+
+        ``last``: its gradient of the last pass, where ``window.grads`` does not have it yet.
+        """
         window = self.window
-        lists = [*window.grads, self.g1, *([window.part] if window.part is not None else [])]
+        grads = [g[i] for g in window.grads] + ([] if last is None else [last])
+        lists = [*grads, self.g1[i], *([window.part[i]] if window.part is not None else [])]
         found = []
-        for c, tensors in zip(self.coefficients, lists, strict=True):
-            t = tensors[i]
+        for c, t in zip(self.coefficients, lists, strict=True):
             if c and t is not None:
                 found.append((c, t))
         return found

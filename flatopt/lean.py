@@ -46,6 +46,10 @@ _TWICE = (
     "a second backward pass inside one perturbed() block: with memory='lean' and 16-bit weights "
     "the first gradient has been used up already. Use one backward pass per block, or memory='fast'"
 )
+_REPLACED = (
+    "a backward pass put another tensor into .grad, as create_graph=True does (or a hook). With "
+    "memory='lean' the second gradient is added onto the first in place; use memory='fast'"
+)
 _SHARDED = (
     "memory='lean' with 16-bit weights needs a single process: elsewhere gradients are exchanged "
     "after they were used up. Use memory='fast'"
@@ -96,6 +100,8 @@ class Lean(Window):
         if not weight <= FLOAT32_MAX:
             self.why = "the penalty is not finite; the step is plain"
             return 1.0
+        if weight < 1e-20:  # its inverse, by which g1 is multiplied, would overflow
+            self.why = "the strength is 0"
         return weight
 
     def _used(self, weight: float) -> float:
@@ -105,7 +111,7 @@ class Lean(Window):
         """The numbers, and whether the step may be taken at all."""
         factor = self._factor()
         (length,) = read([d_norm])
-        if not (ok and math.isfinite(length)):
+        if not (ok and math.isfinite(length)) or self.overflowed():
             self.skip_base = True
             return Stats(grad_norm=self.grad_norm, strength=0.0, skipped=LOST)
         strength = self._used(weight)
@@ -164,11 +170,17 @@ class Adding(Lean):
             return
         grads = [p.grad for p in self.moved]
         backwards: dict[int, int] = {}  # how many reached each parameter
+        cleared: set[int] = set()  # had no .grad when the first of them did
+
+        def before(p: Tensor) -> None:
+            if p.grad is None:
+                cleared.add(id(p))
 
         def count(p: Tensor) -> None:
             backwards[id(p)] = backwards.get(id(p), 0) + 1
 
         handles = [p.register_post_accumulate_grad_hook(count) for p in self.moved]
+        handles += [p.register_hook(lambda _, p=p: before(p)) for p in self.moved]
         try:
             with self._shifted():
                 self._prepare(grads)
@@ -183,6 +195,11 @@ class Adding(Lean):
             for i, (p, g) in enumerate(zip(self.moved, grads, strict=True)):
                 if g is not None and not owned(g) and id(p) not in backwards and p.grad is g:
                     versions[i] = g._version
+            for p, g in zip(self.moved, grads, strict=True):
+                if p.grad is not None and p.grad is not g and id(p) not in cleared:
+                    raise RuntimeError(_REPLACED)
+        if any(p.grad is not None and p.grad.requires_grad for p in self.moved):
+            raise RuntimeError(_REPLACED)
         self._collect(grads, versions)
 
     def _check_written(
@@ -331,10 +348,7 @@ class Streaming(Lean):
         if self.absent[i]:  # in an earlier pass
             return
         assert p.grad is not None
-        self.grads.append([None] * len(self.moved))
-        self.grads[-1][i] = p.grad
-        terms, g = Combination(self).terms(i), self.g1[i]
-        self.grads.pop()
+        terms, g = Combination(self).terms(i, last=p.grad), self.g1[i]
         for span in spans(g, *(t for _, t in terms)):
             part = cut(g, span)
             d = total([(c, cut(t, span)) for c, t in terms])

@@ -80,7 +80,8 @@ class Passes(OptimizerWrapper):
         those of the rest. All losses carry their share of the batch's weight, as under gradient
         accumulation. With ``fraction`` the part alone is run again inside `perturbed()`; with
         halves, the second half in the first pass (in the first ``passes // 2``), then the first.
-        Costs a copy of the gradients, and nothing where the step is a plain one.
+        Costs a copy of the gradients, and nothing where the step is a plain one. From here to the
+        passes add to ``.grad`` only: do not scale it, nor empty it in place.
 
         Args:
             share: the part's weight in the batch, between 0 and 1.

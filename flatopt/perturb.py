@@ -26,7 +26,8 @@ def displaced(
     """``theta + alpha * direction`` inside, theta outside, bit for bit, also after an error.
 
     The values are changed in place, so storage pointers (flat buffers, DDP buckets, FSDP views,
-    compiled graphs) stay valid. Low-precision weights are shifted in float32 and rounded once.
+    compiled graphs) stay valid; but a CPU parameter that nobody else sees may lie elsewhere
+    inside. Low-precision weights are shifted in float32 and rounded once.
 
     Args:
         params: tensors to shift; directions: of the same shapes; alpha: multiple of them.

@@ -31,8 +31,9 @@ class Stats:
         turn: the angle, in radians, by which GR turns the gradient as a whole, between g1 and
             g1 + strength * H g1: what a step of fixed length keeps of GR.
         reversed: the share of coordinates that change sign, of an even sample: what Adam keeps
-            at once. Like Adam it does not see a positive factor on a coordinate. With 16-bit
-            weights or autocast a part of it is rounding.
+            at once (None for shards, and for lean memory of 16-bit weights). Like Adam it does
+            not see a positive factor on a coordinate. With 16-bit weights or autocast a part of
+            it is rounding.
         radius: the intended ||theta' - theta|| / ||theta||.
         difference: "forward", "central" or "exact": how H g1 was taken.
         precision: what the gradients were computed in: "float64", "float32", "tf32" or "16 bits";

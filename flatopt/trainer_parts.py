@@ -64,29 +64,43 @@ def mark(
 def _share(trainer: Any, batches: Sequence[MicroBatch], count: int) -> float:
     """The part's weight in the loss: by items where the trainer divides by their number."""
     whole = trainer.current_gradient_accumulation_steps
-    items = [_items(batch) for batch in batches]
-    if count == whole or any(part is None for part, _ in items):
+    found = [_items(trainer, batch) for batch in batches]
+    if count == whole or any(number is None for _, number in found):
         return count / whole
-    part = torch.tensor(float(sum(part for part, _ in items)))  # type: ignore[misc]
-    number = float(items[0][1])
-    if trainer.accelerator.num_processes > 1:
+    processes = trainer.accelerator.num_processes
+    part, number = torch.tensor(float(sum(items for items, _ in found))), found[0][1]
+    if processes > 1:
         part = trainer.accelerator.reduce(part.to(trainer.accelerator.device), "sum")
         if not trainer.args.average_tokens_across_devices:  # the number is this process's alone
-            number *= trainer.accelerator.num_processes
-    return min(max(float(part) / number, 1e-6), 1.0 - 1e-6)
+            number *= processes
+    share = float(part) / number
+    return share if 0.0 < share < 1.0 else count / whole
 
 
-def _items(batch: MicroBatch) -> tuple[int | None, Any]:
-    """Labels that count, of one micro-batch and of the whole step; (None, None) where unknown."""
+def _items(trainer: Any, batch: MicroBatch) -> tuple[int, Any]:
+    """Items of one micro-batch, and what losses are divided by; (0, None) where that is a mean."""
+    inputs = batch.inputs
+    if not hasattr(inputs, "get"):
+        return 0, None
+    if "completion_mask" in inputs:  # GRPO: dapo and its like divide by all completion tokens
+        number = inputs.get("num_items_in_batch")
+        if getattr(trainer, "loss_type", "") not in ("cispo", "dapo", "vespo") or number is None:
+            return 0, None
+        mask = inputs["completion_mask"]
+        mask = mask * inputs["tool_mask"] if "tool_mask" in inputs else mask
+        steps = trainer.current_gradient_accumulation_steps / trainer.args.steps_per_generation
+        return int(mask.sum()), float(torch.as_tensor(number).sum()) * steps
     number = batch.keywords.get("num_items_in_batch")
     if number is None and len(batch.arguments) > 2:
         number = batch.arguments[2]
-    if number is None or not hasattr(batch.inputs, "get") or not float(number):
-        return None, None
-    labels = batch.inputs.get("shift_labels")
-    if labels is None and batch.inputs.get("labels") is not None:
-        labels = batch.inputs["labels"][..., 1:]  # as causal models shift them
-    return (None, None) if labels is None else (int((labels != -100).sum()), number)
+    labels = inputs.get("shift_labels", inputs.get("labels"))
+    if number is None or not isinstance(labels, torch.Tensor):
+        return 0, None
+    if "shift_labels" not in inputs and getattr(trainer, "_loss_shifts_labels", True):
+        labels = labels[..., 1:]
+    # DataParallel is given the number once per device, divided among them
+    total = float(torch.as_tensor(number).sum())
+    return (int((labels != -100).sum()), total) if total else (0, None)
 
 
 @contextmanager

@@ -311,6 +311,8 @@ class Window:
             return self._plain(_NOT_FINITE_THERE)
         if product_norm == 0.0 and not isinstance(self.difference, Exact):
             return self._plain(NO_DIFFERENCE if not all(self.absent) else self.notes())
+        if self.overflowed():
+            return self._plain("the sum is not finite in float16; the step is plain")
         rule.note(self.length, product_norm)
         if not math.isfinite(strength * product_norm):
             return self._plain("the penalty is not finite; the step is plain")
@@ -319,6 +321,11 @@ class Window:
         stats.reversed = reverses
         stats.skipped = self.notes() or None
         return stats
+
+    def overflowed(self) -> bool:
+        """True where g1 + strength * H g1 has left float16's range, though its parts have not."""
+        half = [_grad(p) for p in self.moved if p.dtype == torch.float16]
+        return bool(half) and not math.isfinite(read([norm(half)])[0])
 
     def _plain(self, why: str) -> Stats:
         self.abandon()

@@ -1,5 +1,6 @@
 """memory="lean": the same gradient with one buffer; what it refuses and cannot bring back."""
 
+import warnings
 from typing import Any
 
 import pytest
@@ -91,22 +92,19 @@ def test_numbers_are_those_of_fast_where_the_sample_is_all() -> None:
 
 
 def test_ratio_follows_the_averages_up_to_the_last_step() -> None:
-    lean, fast = Problem(), Problem()
+    lean = Problem()
     late = optimizer_for(lean, strength=None, ratio=0.5)
-    usual = optimizer_for(fast, strength=None, ratio=0.5, memory="fast")
     used, known = [], []
     for _ in range(4):
         late.step(lean.closure(late))
         used.append(late.stats.numbers()["strength"])
-        for p, q in zip(fast.params, lean.params, strict=True):
-            p.data.copy_(q)
         rule = late.ratio_rule
         assert rule is not None
         known.append(rule.last)
     assert used[0] < 1e-2 * known[0]  # nothing is known yet: hardly any penalty
     assert used[1:] == pytest.approx(known[:-1])
-    usual.step(fast.closure(usual))
-    assert late.state_dict()["gradreg"]["product_norm"] > 0
+    # lagging, but the same averages as usual on the same way
+    assert used[1:] == pytest.approx(used[1:2] * 3, rel=0.5)
 
 
 def test_an_error_in_a_pass_costs_the_batch_and_nothing_else() -> None:
@@ -240,3 +238,39 @@ def test_a_strength_beyond_float32_leaves_a_plain_step(difference: str) -> None:
             problem.backward()
     assert same(problem.grads(), g1)
     assert "the step is plain" in (optimizer.stats.skipped or "")
+
+
+@pytest.mark.parametrize("difference", ["forward", "central"])
+def test_a_gradient_that_is_replaced_is_refused(difference: str) -> None:
+    problem = Problem()
+    optimizer = optimizer_for(problem, difference=difference)
+    problem.backward()
+    replaced = pytest.raises(RuntimeError, match="put another tensor into")
+    with replaced, optimizer.perturbed(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*create_graph=True.*")
+        problem.loss().backward(create_graph=True)
+    for p in problem.params:
+        p.grad = None
+
+
+def test_a_vanishing_strength_is_a_plain_step() -> None:
+    problem = Problem(torch.float32)
+    optimizer = optimizer_for(problem, strength=1e-42)
+    problem.backward()
+    g1 = problem.grads()
+    with optimizer.perturbed():
+        problem.backward()
+    assert same(problem.grads(), g1)
+    assert optimizer.stats.skipped == "the strength is 0"
+
+
+@pytest.mark.parametrize("memory", ["fast", "lean"])
+def test_a_sum_beyond_float16_is_not_stepped_on(memory: str) -> None:
+    problem = Problem(torch.float16)
+    optimizer = optimizer_for(
+        problem, strength=1e6, radius=1e-2, difference="forward", memory=memory
+    )
+    two_phases(problem, optimizer)
+    optimizer.step()
+    assert "finite" in (optimizer.stats.skipped or "")
+    assert all(p.isfinite().all() for p in problem.params)
