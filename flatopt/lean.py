@@ -233,6 +233,8 @@ class Adding(Lean):
             g.mul_(factors[0])
             if factors[1] and self.part is not None:
                 g.add_(self.part[i], alpha=factors[1])
+        if self.part is not None and self.settings.part is not None:
+            self.settings.part.release()
         self.part = None
 
     def _collect(self, grads: Sequence[Tensor | None], versions: Sequence[int | None]) -> None:

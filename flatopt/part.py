@@ -27,6 +27,10 @@ class Part:
         self.grads = {id(p): g.detach().clone() for p, g in there}
         self.mark = Mark([p for p, _ in there])  # tells whether the batch was dropped since
 
+    def release(self) -> None:
+        """Let the copies go; which parameters had a gradient is still known."""
+        self.grads = {key: torch.empty(0) for key in self.grads}
+
     def of(self, params: Sequence[Tensor], g1: Sequence[Tensor]) -> list[Tensor]:
         """The part's gradient; zeros where a parameter had none yet."""
         return [
