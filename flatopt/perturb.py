@@ -53,9 +53,16 @@ def displaced(
         with fresh_copies(params):
             yield realised
     finally:
-        with torch.no_grad():
-            _restore(saved)
+        late: KeyboardInterrupt | None = None
+        while saved:
+            try:
+                with torch.no_grad():
+                    _restore(saved)
+            except KeyboardInterrupt as caught:  # before it had begun
+                late = caught
         torch.clear_autocast_cache()
+        if late is not None:
+            raise late
 
 
 def _shift(

@@ -236,7 +236,8 @@ class Window:
             found = [p.grad for p in self.moved]
             if self.done + 1 < len(self.passes):  # the next pass may overwrite them
                 found = [None if p.grad is None else take(p) for p in self.moved]
-                self.abandon()  # between two passes all is as before the first
+        if self.done + 1 < len(self.passes):
+            self.abandon()  # between two passes all is as before the first
         self.absent = [a or g is None for a, g in zip(self.absent, found, strict=True)]
         self.grads.append([None if g is None else g.detach() for g in found])
 

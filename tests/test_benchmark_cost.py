@@ -33,6 +33,7 @@ PASSES = {
     FLOOR: 8,
     "flatopt": 8,
     "flatopt, lean": 8,
+    "flatopt, lean, forward": 8,
     "flatopt, offload": 8,
     "flatopt, forward": 8,
     "flatopt, central": 12,
