@@ -225,7 +225,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     size, rows = replace(Size(), **args.size), []
     meta: dict[str, Any] = {"torch": torch.__version__, "size": vars(size), "models": {}}
-    old = json.loads(args.json.read_text()) if args.only else {**meta, "rows": []}
+    old = {**meta, "rows": []}
+    if args.only and args.json is not None and args.json.exists():
+        old = json.loads(args.json.read_text())
     if any(old[key] != meta[key] for key in ("torch", "size")):
         raise ValueError(f"{args.json} was measured with other sizes or another torch")
     meta["models"] = old["models"]

@@ -28,6 +28,7 @@ class Size:
     wide_hidden: int = 960
     wide_layers: int = 2
     wide_length: int = 32
+    first_seed: int = 1000  # of the measured batches, one after the other
 
 
 # the sizes that a trained model depends on
@@ -162,7 +163,7 @@ def _batches(
 ) -> dict[str, list[Batch]]:
     found: dict[str, list[Batch]] = {"cross-entropy": [], "policy gradient": []}
     for number in range(count):
-        generator = torch.Generator().manual_seed(1000 + number)
+        generator = torch.Generator().manual_seed(size.first_seed + number)
         found["cross-entropy"].append(Batch(_rows(stream, size.rows, size.length, generator)))
         # Two prompts, half of the completions each. A completion's reward is the share of its
         # tokens in a fixed set; advantages are relative to the group and scaled by its deviation.

@@ -177,19 +177,6 @@ def even_sample(tensors: Sequence[Tensor], size: int) -> Tensor:
     return torch.cat([t.reshape(-1)[::stride].to(device, dtype) for t in tensors])
 
 
-@torch.no_grad()
-def share_reversed(
-    before: Sequence[Tensor], added: Sequence[Tensor], weight: float
-) -> Tensor | None:
-    """Share of the coordinates, where not 0, that change sign from g to g + weight * d.
-
-    Of an even sample of about `SIGNS` coordinates: 0-dim. None for shards (DTensor).
-    """
-    if not (plain(before) and plain(added)):
-        return None
-    return reversed_between(even_sample(before, SIGNS), even_sample(added, SIGNS), weight)
-
-
 def reversed_between(g: Tensor, d: Tensor, weight: float) -> Tensor:
     """Share of the coordinates, where g is not 0, at which g and g + weight * d differ in sign."""
     # signs, because the product of two small gradients would underflow

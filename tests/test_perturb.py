@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flatopt.perturb import RNGState, displaced
 from flatopt.precision import looks_low_precision
-from flatopt.vectors import SIGNS, dot, norm, share_reversed, wide
+from flatopt.vectors import SIGNS, dot, even_sample, norm, reversed_between, wide
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 SPECIAL = (0.0, -0.0, math.inf, -math.inf, math.nan, 1e-40, 6e-8, 3e38, -65504.0)
@@ -128,6 +128,11 @@ def test_norm_and_dot(tensors: list[Tensor]) -> None:
     reference = sum(float((a.double() * b.double()).sum()) for a, b in pairs)
     size = float(norm(tensors)) * float(norm(others))
     assert float(dot(tensors, others)) == pytest.approx(reference, abs=1e-5 * size + 1e-12)
+
+
+def share_reversed(before: list[Tensor], added: list[Tensor], weight: float) -> Tensor:
+    """Of an even sample, as `optimizer.stats.reversed`."""
+    return reversed_between(even_sample(before, SIGNS), even_sample(added, SIGNS), weight)
 
 
 def test_share_of_reversed_coordinates() -> None:
