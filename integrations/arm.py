@@ -15,8 +15,9 @@ from .worlds.preference_task import PreferenceWorld, preference_task
 class Arm:
     """Everything that decides the numbers of one run, as plain data (it travels to processes).
 
-    The task is one of four: `policy` and `judge` (the judge world), `real` (a real model and an LLM
-    judge), `world` (a preference world) or `rlhf` (a real model and a reward model).
+    The task is one of five: `policy` and `judge` (the judge world), `real` (a real model and an LLM
+    judge), `world` (a preference world), `rlhf` (a real model and a reward model) or `rules` (the
+    rule world or a real model, and rule-based rewards).
     """
 
     method: str
@@ -29,6 +30,7 @@ class Arm:
     real: dict[str, Any] | None = None  # fields of RealTaskConfig
     world: PreferenceWorld | None = None
     rlhf: dict[str, Any] | None = None  # fields of rlhf_real's options
+    rules: dict[str, Any] | None = None  # fields of rules.task.RulesConfig
     trainer: str | None = None  # "rloo"; None is GRPO
     reference: dict[str, Any] | None = None  # arguments of flatopt.ReferenceReset
     control: dict[str, Any] | None = None  # arguments of controls.Control
@@ -55,7 +57,11 @@ class Arm:
 
         from .worlds import judge, preferences
 
-        if self.real is not None or self.rlhf is not None:
+        if self.rules is not None:
+            from .rules.task import model_config
+
+            config = model_config(self.rules)
+        elif self.real is not None or self.rlhf is not None:
             config = AutoConfig.from_pretrained((self.real or self.rlhf or {})["model"])
         elif self.world is not None:
             config = LlamaConfig(**preferences.model_config(self.world.reward.policy))
@@ -70,6 +76,10 @@ class Arm:
         """The settings of what has to be in the cache before the run begins."""
         if self.world is not None:
             return [self.world.reward]
+        if self.rules is not None:
+            from .rules.task import world_of
+
+            return [settings for settings in (world_of(self.rules),) if settings]
         return [settings for settings in (self.policy, self.judge) if settings]
 
     def task(self) -> Task:
@@ -82,6 +92,10 @@ class Arm:
             return build_task(self.rlhf, self.config)
         if self.world is not None:
             return preference_task(self.world)
+        if self.rules is not None:
+            from .rules.task import rules_task
+
+            return rules_task(self.rules, self.config)
         assert self.policy is not None
         assert self.judge is not None
         return tiny_task(self.policy, self.judge)

@@ -7,7 +7,7 @@ checked while it is read, so that a broken one is an error here and not in hour 
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -41,11 +41,15 @@ _MARKS = re.compile(r"<<[^<>]*>>")
 
 @dataclass(frozen=True)
 class Question:
-    """One checked row. `solution` is free of calculator marks; `reference` is the number alone."""
+    """One checked row. `solution` is free of calculator marks; `reference` is the result alone.
+
+    `level` is the row's own difficulty, "" where it has none.
+    """
 
     question: str
     solution: str
     reference: str
+    level: str = ""
 
 
 @dataclass
@@ -99,7 +103,8 @@ def check_row(row: Any, where: str) -> Question:
             f"{where}: 'answer' ends in {shown!r}. End it with a last line '#### N', N the correct "
             "number alone, e.g. '#### 72'."
         )
-    return Question(question, strip_marks(body).strip(), format_number(reference))
+    level = str(row.get("level") or "")
+    return Question(question, strip_marks(body).strip(), format_number(reference), level)
 
 
 def load_questions(
@@ -107,6 +112,7 @@ def load_questions(
     split: str = "train",
     limit: int | None = None,
     bad_rows: Literal["error", "skip"] = "error",
+    check: Callable[[Any, str], Question] = check_row,
 ) -> Questions:
     """Read the first `limit` good rows of `source`.
 
@@ -114,6 +120,7 @@ def load_questions(
     (`openai/gsm8k`, or `owner/name:config`), of which `split` is taken; `split` has no meaning for
     a file. The hub is asked only where no such file exists and the name has the form of a hub name.
     With `bad_rows="skip"` bad rows are counted and shown, and at least one good row must remain.
+    `check` turns a row into a Question or raises BadRow: another form than GSM8K's.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit}: give at least 1, or leave it out to read all rows.")
@@ -126,7 +133,7 @@ def load_questions(
         try:
             if isinstance(row, BadRow):
                 raise row
-            questions.rows.append(check_row(row, where))
+            questions.rows.append(check(row, where))
         except BadRow as error:
             if bad_rows == "error":
                 raise BadRow(

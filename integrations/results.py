@@ -38,6 +38,7 @@ class Setting:
     gr: dict[str, Any] = field(default_factory=dict)  # arguments of flatopt.attach
     recipe: str = "tiny"
     steps: int | None = None
+    judge: dict[str, Any] = field(default_factory=dict)  # of JudgeSettings, over the recipe's
 
 
 def candidates() -> dict[str, list[Setting]]:
@@ -125,7 +126,7 @@ def make_arm(setting: Setting, seed: int, judge: int) -> Any:
         method.name,
         seed,
         PolicySettings(seed=seed, **recipe.policy),
-        JudgeSettings(index=judge, **recipe.judge),
+        JudgeSettings(index=judge, **(recipe.judge | setting.judge)),
         method.config,
         method.gr,
         recipe.threads,

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
+    from .rules.evaluate import Evaluation
     from .worlds.judge import JudgeSettings, PolicySettings
 
 
@@ -41,6 +42,7 @@ class Task:
     model_init: dict[str, Any] = field(default_factory=dict)
     watched: tuple[str, ...] = ()  # further names in the trainer's logs to keep
     hack: HackRule | None = None  # what counts as a hacked run; None: the rule for [0, 1]
+    evaluation: Evaluation | None = None  # pass@1 on held-out questions, after training
 
 
 def generate(
