@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from .data import Questions, load_questions, prompt_dataset
 from .rewards import (
     JudgeReward,
+    PaperJudgeReward,
     correctness,
     integer_answer,
     soft_format,
@@ -35,6 +36,7 @@ class RealTaskConfig:
     model: str = ""  # the policy: folder or hub name
     dataset: str = ""  # file or hub name, GSM8K's form
     judge_model: str = ""  # the judge: folder or hub name
+    judge_kind: Literal["hardened", "paper"] = "hardened"  # paper: its holes too, to see the hacks
     split: str = "train"
     limit: int | None = None
     eval_dataset: str | None = None  # default: the last eval_limit rows of `dataset`, held out
@@ -78,13 +80,18 @@ class RealTask:
     )
 
     def proxy(self, texts: list[str], columns: dict[str, list[Any]]) -> list[float]:
-        """The judge's reward as a fraction of its top; an unparsed verdict counts 0."""
+        """The judge's reward as a fraction of its top; an unparsed verdict that gives None is 0.
+
+        The paper's judge has no top and no bottom: fractions above 1 and below 0 are hacks.
+        """
         rewards = self.judge([], texts, **cast(dict[str, Any], columns))
         return [(reward or 0.0) / self.reward_top for reward in rewards]
 
     def true(self, texts: list[str], columns: dict[str, list[Any]]) -> list[float]:
         """1 where the answer is right, else 0."""
-        return [r / self.reward_top for r in correctness([], texts, **columns)]
+        return [
+            r / self.reward_top for r in correctness([], texts, **cast(dict[str, Any], columns))
+        ]
 
     def is_formatted(self, text: str) -> bool:
         """Whether the completion is the two blocks and nothing else."""
@@ -104,7 +111,7 @@ def build_real_task(
     tokenizer = load_tokenizer(config.model, "--model")
     model_config = load_config(config.model, tokenizer, "--model")
     load_tokenizer(config.judge_model, "--judge-model")  # fails in seconds, before any weights
-    _check_tags(tokenizer, config.model)
+    check_tags(tokenizer, config.model)
     train, held_out = _questions(config)
     notes = [
         f"{q.source}: {len(q.skipped)} bad rows skipped" for q in (train, held_out) if q.skipped
@@ -119,8 +126,8 @@ def build_real_task(
         logger.warning("%s", note)
     train_dataset = prompt_dataset(train, tokenizer)
     if max_completion_length is not None:
-        longest = _longest_prompt(train_dataset, tokenizer)
-        _check_length(longest, max_completion_length, max_positions(model_config))
+        longest = longest_prompt(train_dataset, tokenizer)
+        check_length(longest, max_completion_length, max_positions(model_config))
     judge = _load_judge(config, device)
     if config.judge_check:
         first = train.rows[0]
@@ -151,6 +158,10 @@ def _config(args: Any) -> RealTaskConfig:
             "    --model Qwen/Qwen2.5-0.5B-Instruct --dataset openai/gsm8k "
             "--judge-model Qwen/Qwen2.5-1.5B-Instruct"
         )
+    if config.judge_kind not in ("hardened", "paper"):
+        raise ValueError(
+            f"judge_kind={config.judge_kind!r}: give hardened, or paper for its holes."
+        )
     if config.eval_limit < 1:
         raise ValueError(f"eval_limit={config.eval_limit}: at least 1 row must be held out.")
     return config
@@ -173,7 +184,7 @@ def _questions(config: RealTaskConfig) -> tuple[Questions, Questions]:
     return Questions(train.source, train.rows[:-size], train.skipped), held_out
 
 
-def _check_tags(tokenizer: "PreTrainedTokenizerBase", name: str) -> None:
+def check_tags(tokenizer: "PreTrainedTokenizerBase", name: str) -> None:
     """Tags that are special tokens would vanish: TRL decodes completions without those."""
     text = "".join(TAGS)
     ids = tokenizer.encode(text, add_special_tokens=False)
@@ -187,7 +198,7 @@ def _check_tags(tokenizer: "PreTrainedTokenizerBase", name: str) -> None:
         )
 
 
-def _longest_prompt(dataset: "Dataset", tokenizer: "PreTrainedTokenizerBase") -> int:
+def longest_prompt(dataset: "Dataset", tokenizer: "PreTrainedTokenizerBase") -> int:
     prompts = dataset["prompt"]
     if tokenizer.chat_template is None:
         texts = list(prompts)
@@ -199,7 +210,7 @@ def _longest_prompt(dataset: "Dataset", tokenizer: "PreTrainedTokenizerBase") ->
     return max(len(ids) for ids in tokenizer(texts)["input_ids"])  # pyright: ignore
 
 
-def _check_length(prompt: int, completion: int, positions: int | None) -> None:
+def check_length(prompt: int, completion: int, positions: int | None) -> None:
     if positions is None or prompt + completion <= positions:
         return
     room = positions - prompt
@@ -220,7 +231,8 @@ def _load_judge(config: RealTaskConfig, device: str | None) -> JudgeReward:
     if device is None and torch.cuda.is_available():
         # each process judges its own completions on its own GPU
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    return JudgeReward.from_pretrained(
+    kind = PaperJudgeReward if config.judge_kind == "paper" else JudgeReward
+    return kind.from_pretrained(
         config.judge_model,
         device=device or "cpu",
         batch_size=config.judge_batch_size,

@@ -1,25 +1,20 @@
 """Rule-based rewards: correctness and format on adversarial completions and real solutions."""
 
 import json
-import math
 import os
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from integrations.rewards import (
-    REWARD_RANGES,
     correctness,
     integer_answer,
     soft_format,
     strict_format,
     tag_count,
 )
-from integrations.rewards.correctness import TAGS, completion_text
+from integrations.rewards.correctness import TAGS
 from integrations.rewards.number import format_number, parse_number
 
 GSM8K = Path(os.environ.get("FLATOPT_DATA", "")) / "gsm8k"
@@ -103,30 +98,6 @@ def test_rules(
         assert tag_count([""], [completion]) == [pytest.approx(tags)]
 
 
-PIECES = st.sampled_from([*TAGS, "72", "1,000", "$", "\n", " ", "<", ">", "</", "-", "."])
-TEXTS = st.lists(PIECES | st.text(st.characters(), max_size=5), max_size=12).map("".join)
-PARTS = st.dictionaries(st.sampled_from(["content", "text", "type"]), TEXTS | st.none())
-COMPLETIONS = TEXTS | st.none() | st.integers() | st.lists(PARTS | TEXTS, max_size=3)
-
-
-@settings(max_examples=300, deadline=None)
-@given(COMPLETIONS)
-def test_rules_never_raise_and_stay_in_range(completion: Any) -> None:
-    rewards = {
-        "correctness": correctness([""], [completion], ["72"]),
-        "integer_answer": integer_answer([""], [completion]),
-        "strict_format": strict_format([""], [completion]),
-        "soft_format": soft_format([""], [completion]),
-        "tag_count": tag_count([""], [completion]),
-    }
-    assert rewards.keys() == REWARD_RANGES.keys()
-    for name, (reward,) in rewards.items():
-        low, high = REWARD_RANGES[name]
-        assert math.isfinite(reward)
-        assert low <= reward <= high
-    assert rewards["strict_format"] <= rewards["soft_format"]
-
-
 @pytest.mark.parametrize("piece", [*TAGS, "<", "1,000", "-", "$ ", "<reasoning>x</reasoning>"])
 def test_rules_take_linear_time(piece: str) -> None:
     text = piece * (400_000 // len(piece))
@@ -158,8 +129,3 @@ def test_correctness_agrees_with_the_labels_of_real_solutions() -> None:
             agree.append((reward > 0) == row[kind]["is_correct"])
     assert len(agree) == 4 * 1319
     assert all(agree)
-
-
-@given(COMPLETIONS)
-def test_completion_text_is_always_text(completion: Any) -> None:
-    assert isinstance(completion_text(completion), str)

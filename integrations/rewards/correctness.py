@@ -1,162 +1,184 @@
-"""Rule-based rewards on `<reasoning>...</reasoning><answer>...</answer>`: correctness and format.
+"""Rewards on the answer: equal to the reference, as a number, as mathematics or as a string.
 
-Each function is a TRL reward function: called with `prompts`, `completions` and the columns of the
-data set, it returns one float per completion. None of them raises, whatever the completion says;
-each stays inside its `REWARD_RANGES`.
+Each is a TRL reward function: called with `prompts`, `completions` and the columns of the data set,
+it returns one float per completion. None raises, whatever the completion says; each stays inside
+its `REWARD_RANGES`. ValueError is for a data set without a usable reference.
 """
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from .number import parse_number
+from .form import (
+    TAGS,
+    Blocks,
+    completion_text,
+    extract_answer,
+    has_soft_format,
+    has_strict_format,
+    soft_format,
+    split_blocks,
+    strict_format,
+    tag_count,
+)
+from .latex import MAX_ANSWER, boxes, clean
+from .math_answer import compare
+from .number import parse_exact
 
-TAGS = ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
+__all__ = [
+    "TAGS",
+    "Blocks",
+    "boxed_answer",
+    "boxed_correctness",
+    "completion_text",
+    "correctness",
+    "extract_answer",
+    "has_soft_format",
+    "has_strict_format",
+    "integer_answer",
+    "is_correct",
+    "soft_format",
+    "split_blocks",
+    "strict_format",
+    "string_equality",
+    "tag_count",
+]
 
-REWARD_RANGES = {
-    "correctness": (0.0, 2.0),
-    "integer_answer": (0.0, 0.5),
-    "strict_format": (0.0, 1.0),
-    "soft_format": (0.0, 1.0),
-    "tag_count": (0.0, 0.5),
-}
+LogMetric = Callable[[str, float], None]
 
-_WORD = re.compile(r"\w")
+MAX_SPELLINGS = 8  # of one answer in boxes; more are not looked at
 
-
-@dataclass(frozen=True)
-class Blocks:
-    """A completion cut at its four tags."""
-
-    before: str
-    reasoning: str
-    between: str
-    answer: str
-    after: str
-
-
-def completion_text(completion: Any) -> str:
-    """Return the text of a TRL completion: a string, or a list of chat messages."""
-    if isinstance(completion, str):
-        return completion
-    if isinstance(completion, dict):
-        content = completion.get("content")
-        if content is None:
-            content = completion.get("text")
-        return completion_text(content)
-    if isinstance(completion, list | tuple):
-        return "".join(completion_text(part) for part in completion)
-    return ""
-
-
-def split_blocks(text: str) -> Blocks | None:
-    """Cut `text` at the four tags; None unless each tag stands there once, in the right order."""
-    if any(text.count(tag) != 1 for tag in TAGS):
-        return None
-    starts = [text.index(tag) for tag in TAGS]
-    if starts != sorted(starts):
-        return None
-    ends = [start + len(tag) for start, tag in zip(starts, TAGS, strict=True)]
-    return Blocks(
-        before=text[: starts[0]],
-        reasoning=text[ends[0] : starts[1]],
-        between=text[ends[1] : starts[2]],
-        answer=text[ends[2] : starts[3]],
-        after=text[ends[3] :],
-    )
+_BARE_WORDS = re.compile(r"[A-Za-z]{2,}(?:\s+[A-Za-z]+)*|\W*")
 
 
-def extract_answer(text: str) -> str | None:
-    """Return what stands in the one `<answer>` block; None where there is none, or more than one.
+def boxed_answer(text: str) -> str | None:
+    r"""What stands in the last `\boxed{...}`; None without one, and for boxes that differ.
 
-    Two answer blocks are a hedge: taking the first or the last would pay for guessing.
+    Different boxes are a hedge, since nobody can say which one is meant; `72` and `72.0` are the
+    same answer. A box that is never closed is None too.
+
+    >>> boxed_answer("so \\boxed{72}. In all \\boxed{72.0}"), boxed_answer("\\boxed{1} \\boxed{2}")
+    ('72.0', None)
     """
-    if text.count("<answer>") != 1 or text.count("</answer>") != 1:
+    found = boxes(text) or []
+    distinct = set(found)
+    if not 1 <= len(distinct) <= MAX_SPELLINGS or any(len(box) > MAX_ANSWER for box in distinct):
         return None
-    start, end = text.index("<answer>") + len("<answer>"), text.index("</answer>")
-    return text[start:end].strip() if start <= end else None
+    cleaned = [clean(box) for box in distinct]
+    numbers = [parse_exact(box) for box in cleaned]
+    values = {box if n is None else n for box, n in zip(cleaned, numbers, strict=True)}
+    return found[-1] if len(values) == 1 else None
 
 
 def is_correct(text: str, reference: str) -> bool:
-    """Whether the answer in `text` is the same number as `reference`."""
-    expected = parse_number(reference)
-    if expected is None:
+    """Whether the answer in the one `<answer>` block equals `reference`: see `math_answer`.
+
+    ValueError where the reference is empty, or words and no number or formula.
+
+    >>> is_correct("<answer>$72.00</answer>", "72"), is_correct("<answer>72 or 73</answer>", "72")
+    (True, False)
+    """
+    return _verdict(text, reference) == "equal"
+
+
+def _verdict(text: str, reference: str) -> str:
+    if _BARE_WORDS.fullmatch(reference.strip()):
         raise ValueError(
             f"The reference {reference!r} is not a number. Load the data with "
             "integrations.data.load_questions, which checks every row."
         )
-    answer = extract_answer(text)
-    return answer is not None and parse_number(answer) == expected
-
-
-def has_soft_format(text: str) -> bool:
-    """Both blocks, in order, neither of them empty; other text around them is allowed."""
-    blocks = split_blocks(text)
-    return (
-        blocks is not None
-        and _WORD.search(blocks.reasoning) is not None
-        and _WORD.search(blocks.answer) is not None
-    )
-
-
-def has_strict_format(text: str) -> bool:
-    """The soft format, and nothing but white space before, between and after the blocks."""
-    blocks = split_blocks(text)
-    if blocks is None or not has_soft_format(text):
-        return False
-    return not (blocks.before + blocks.between + blocks.after).strip()
+    return compare(reference, extract_answer(text) or "")
 
 
 def correctness(
     prompts: Sequence[Any],
     completions: Sequence[Any],
     reference: Sequence[str] | None = None,
+    log_metric: LogMetric | None = None,
     **columns: Any,
 ) -> list[float]:
-    """2 where the answer equals the reference as a number, else 0: the true reward."""
+    """2 where the one `<answer>` block equals the reference, else 0: the true reward.
+
+    Logs `rules/timeouts`, the fraction of the batch for which math-verify could not tell in time.
+
+    >>> correctness([], ["<answer>1/2</answer>", "<answer>0.49</answer>"], ["0.5", "0.5"])
+    [2.0, 0.0]
+    """
     if reference is None:
-        raise ValueError(
-            "The data set has no column 'reference' (the correct number of a row). Build it with\n"
-            "    rows = load_questions(path)\n    dataset = prompt_dataset(rows, tokenizer)\n"
-            "of integrations.data, which adds the column."
-        )
-    return [
-        2.0 if is_correct(completion_text(c), str(r)) else 0.0
-        for c, r in zip(completions, reference, strict=True)
+        raise _no_reference("correct number")
+    rows = zip(completions, reference, strict=True)
+    return _rewards([_verdict(completion_text(c), str(r)) for c, r in rows], log_metric)
+
+
+def boxed_correctness(
+    prompts: Sequence[Any],
+    completions: Sequence[Any],
+    reference: Sequence[str] | None = None,
+    log_metric: LogMetric | None = None,
+    **columns: Any,
+) -> list[float]:
+    r"""2 where the last `\boxed{...}` equals the reference, else 0: the true reward of MATH.
+
+    Boxes that differ are a hedge and give 0: see `boxed_answer`. Logs `rules/timeouts` like
+    `correctness`.
+
+    >>> boxed_correctness([], ["So \\boxed{\\frac{1}{\\sqrt{3}}}."], ["\\frac{\\sqrt{3}}{3}"])
+    [2.0]
+    """
+    if reference is None:
+        raise _no_reference("answer, in LaTeX,")
+    answers = [boxed_answer(completion_text(c)) for c in completions]
+    rows = zip(answers, reference, strict=True)
+    return _rewards([compare(str(r), a or "") for a, r in rows], log_metric)
+
+
+def string_equality(
+    prompts: Sequence[Any],
+    completions: Sequence[Any],
+    reference: Sequence[str] | None = None,
+    **columns: Any,
+) -> list[float]:
+    """2 where the answer is the very string of the reference, else 0: the paper's reward.
+
+    It is here to reproduce the paper's runs. It calls `72.0`, `$72` and `1,000` wrong, and it pays
+    for hedges: of several answer blocks it reads the last, and without tags the whole text.
+
+    >>> texts = ["<answer>71</answer><answer>72</answer>", "72", "<answer>72.0</answer>"]
+    >>> string_equality([], texts, ["72"] * 3)
+    [2.0, 2.0, 0.0]
+    """
+    if reference is None:
+        raise _no_reference("correct answer")
+    answers = [
+        completion_text(c).rpartition("<answer>")[2].partition("</answer>")[0].strip()
+        for c in completions
     ]
+    return [2.0 if a == str(r) else 0.0 for a, r in zip(answers, reference, strict=True)]
 
 
 def integer_answer(
     prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
 ) -> list[float]:
-    """0.5 where the answer is a whole number (right or wrong), else 0."""
-    answers = [extract_answer(completion_text(c)) for c in completions]
-    numbers = [None if a is None else parse_number(a) for a in answers]
-    return [0.5 if n is not None and n == n.to_integral_value() else 0.0 for n in numbers]
+    """0.5 where the answer is a whole number (right or wrong), else 0.
 
-
-def strict_format(
-    prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
-) -> list[float]:
-    """1 where the completion is the two blocks and nothing else, else 0."""
-    return [1.0 if has_strict_format(completion_text(c)) else 0.0 for c in completions]
-
-
-def soft_format(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
-    """1 where both blocks are there in order, whatever stands around them, else 0."""
-    return [1.0 if has_soft_format(completion_text(c)) else 0.0 for c in completions]
-
-
-def tag_count(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
-    """0.125 per tag that stands there once, less 0.001 per character after the end, at least 0.
-
-    Without the floor a long tail after `</answer>` costs more than all rewards together.
+    >>> integer_answer([], ["<answer>73.0</answer>", "<answer>7.3</answer>", "73"])
+    [0.5, 0.0, 0.0]
     """
-    return [_tag_count(completion_text(c)) for c in completions]
+    answers = [extract_answer(completion_text(c)) or "" for c in completions]
+    numbers = [parse_exact(clean(a)) if len(a) <= MAX_ANSWER else None for a in answers]
+    return [0.5 if n is not None and n.denominator == 1 else 0.0 for n in numbers]
 
 
-def _tag_count(text: str) -> float:
-    present = sum(text.count(tag) == 1 for tag in TAGS)
-    tail = len(text.rpartition("</answer>")[2].strip()) if "</answer>" in text else 0
-    return max(0.0, 0.125 * present - 0.001 * tail)
+def _rewards(verdicts: list[str], log_metric: LogMetric | None) -> list[float]:
+    # Logged at 0 too: TRL gathers metrics by name, so every process must have the same names.
+    if verdicts and log_metric is not None:
+        log_metric("rules/timeouts", sum(v == "timeout" for v in verdicts) / len(verdicts))
+    return [2.0 if verdict == "equal" else 0.0 for verdict in verdicts]
+
+
+def _no_reference(what: str) -> ValueError:
+    return ValueError(
+        f"The data set has no column 'reference' (the {what} of a row). Build it with\n"
+        "    rows = load_questions(path)\n    dataset = prompt_dataset(rows, tokenizer)\n"
+        "of integrations.data, which adds the column."
+    )

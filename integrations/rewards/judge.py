@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 class Verdict:
     """What the judge said about one completion."""
 
-    score: int | None  # 1..5, None where the text has no score
+    score: float | None  # 1..5 (the paper's: any); None where the text has no score
     text: str
     cut: bool  # whether the completion was too long for the judge and lost its end
 
@@ -51,6 +51,8 @@ class JudgeReward(Reader):
 
     Each process holds its own copy of the judge; decoding is greedy, so it uses no random numbers.
     """
+
+    asked_for = "begin with 'Score: N'"  # for the messages
 
     def __init__(
         self,
@@ -104,20 +106,28 @@ class JudgeReward(Reader):
             log_extra("judge_verdict", [v.text for v in verdicts])
         return [self.unparsed if v.score is None else (v.score - LOWEST) / 2 for v in verdicts]
 
+    def encode(self, case: Case) -> tuple[list[int], bool]:
+        """The token ids of the prompt for one case, and whether text was cut."""
+        return encode_case(case, self.tokenizer, self.forbidden, self.limit)
+
+    def read(self, verdict: str) -> float | None:
+        """The score that a verdict gives; None where it gives none."""
+        return parse_score(verdict)
+
     def judge(
         self, questions: Sequence[str], solutions: Sequence[str], completions: Sequence[str]
     ) -> list[Verdict]:
         """Ask for a verdict on each completion; equal ones are asked once."""
         cases = [case_of(*row) for row in zip(questions, solutions, completions, strict=True)]
         distinct = list(dict.fromkeys(cases))
-        encoded = [encode_case(c, self.tokenizer, self.forbidden, self.limit) for c in distinct]
+        encoded = [self.encode(case) for case in distinct]
         # Batches of similar length need the least padding.
         order = sorted(range(len(distinct)), key=lambda i: len(encoded[i][0]))
         verdicts: dict[Case, Verdict] = {}
         for start in range(0, len(order), self.batch_size):
             batch = order[start : start + self.batch_size]
             for i, text in zip(batch, self._generate([encoded[i][0] for i in batch]), strict=True):
-                verdicts[distinct[i]] = Verdict(parse_score(text), text, encoded[i][1])
+                verdicts[distinct[i]] = Verdict(self.read(text), text, encoded[i][1])
         return [verdicts[case] for case in cases]
 
     def check(self, question: str, solution: str, reference: str) -> Verdict:
@@ -143,7 +153,7 @@ class JudgeReward(Reader):
     def _no_score(self, where: str, text: str) -> str:
         return (
             f"The judge gave no readable score {where}, so there is nothing to train on. It must "
-            f"begin with 'Score: N'; it wrote {text[:120]!r}. Give an instruction-tuned one, e.g.\n"
+            f"{self.asked_for}; it wrote {text[:120]!r}. Give an instruction-tuned one, e.g.\n"
             "    --judge-model Qwen/Qwen2.5-1.5B-Instruct"
         )
 

@@ -2,7 +2,7 @@
 
 import html
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -133,7 +133,11 @@ def render_prompt(case: Case, tokenizer: PreTrainedTokenizerBase, forbidden: Ite
 
 
 def encode_case(
-    case: Case, tokenizer: PreTrainedTokenizerBase, forbidden: Iterable[str], limit: int
+    case: Case,
+    tokenizer: PreTrainedTokenizerBase,
+    forbidden: Iterable[str],
+    limit: int,
+    render: Callable[[Case, PreTrainedTokenizerBase, Iterable[str]], str] = render_prompt,
 ) -> tuple[list[int], bool]:
     """Return (token ids of the prompt, whether text was cut); at most `limit` ids.
 
@@ -144,7 +148,7 @@ def encode_case(
     def encode(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=add_special)["input_ids"]  # pyright: ignore
 
-    ids, cut = encode(render_prompt(case, tokenizer, forbidden)), False
+    ids, cut = encode(render(case, tokenizer, forbidden)), False
     for field in fields(Case):
         while len(ids) > limit and getattr(case, field.name):
             text, cut = getattr(case, field.name), True
@@ -152,5 +156,5 @@ def encode_case(
             # A few tokens of margin: cutting text does not cut its tokens exactly in proportion.
             keep = int(len(text) * max(0.0, 1 - (len(ids) - limit + 8) / size))
             case = replace(case, **{field.name: text[:keep]})
-            ids = encode(render_prompt(case, tokenizer, forbidden))
+            ids = encode(render(case, tokenizer, forbidden))
     return ids, cut
