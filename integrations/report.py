@@ -136,11 +136,15 @@ def _cell(value: Any) -> str:
 
 
 def write_samples(path: Path, samples: dict[str, list[dict[str, Any]]]) -> None:
-    """Completions before and after training, problem by problem."""
-    lines = ["| problem | answer | before | after |", "|---|---|---|---|"]
+    """Completions before and after training, problem by problem: a table, and JSON beside it."""
+    names = ("prompt", "answer", "before", "after")
+    rows, lines = [], ["| problem | answer | before | after |", "|---|---|---|---|"]
     for before, after in zip(samples["before"], samples["after"], strict=True):
         cells = (before["prompt"], before["answer"], before["completion"], after["completion"])
+        rows.append(dict(zip(names, cells, strict=True)))
         lines.append("| " + " | ".join(map(_cell, cells)) + " |")
+    text = json.dumps(finite(rows), indent=1, ensure_ascii=False, allow_nan=False)
+    write_text(path.with_suffix(".json"), text + "\n")
     write_text(path, "\n".join(lines) + "\n")
 
 
