@@ -27,8 +27,8 @@ from ..command import (
     trainer_fields,
     with_steps,
 )
-from ..displacement import paired
 from ..launch import add_launch_options, check_jobs, prepare_together, with_accumulation
+from ..matched import paired
 from ..processes import complain, finish, is_main
 from .task import FIELDS
 

@@ -1,0 +1,215 @@
+"""Runs every experiment behind docs/results/rules.md: tuning, choice of settings, reporting.
+
+    python -m integrations.rules.results --output runs/rules --jobs 2
+
+The rule world of recipes/rules-tiny.yaml and its neighbours. Every tuned method has four candidates
+and the same tuning seeds; the rule of choice, fixed beforehand: the highest accuracy over the last
+25 steps. Everything is resumable: finished runs are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .. import methods
+from ..cache import write_text
+from ..campaign import Job, run_jobs, write_csv
+from ..monitor import read_rows
+from .recipe import load
+
+TUNING = (50, 51)
+FIVE = (0, 1, 2, 3, 4)
+THREE = (0, 1, 2)
+RATES = (0.5, 1.0, 2.0, 4.0)  # of the recipe's learning rate
+BETAS = (0.01, 0.03, 0.1, 0.3)
+RATIOS = (0.5, 1.0, 4.0, 16.0)
+TERMS = ("integer_answer", "strict_format", "soft_format", "tag_count")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One line of a comparison: a method and what it changes in the recipe."""
+
+    label: str
+    method: str
+    config: dict[str, Any] = field(default_factory=dict)  # fields of GRPOConfig
+    gr: dict[str, Any] = field(default_factory=dict)  # arguments of flatopt.attach
+    recipe: str = "tiny"
+
+
+def candidates(recipe: str = "tiny") -> dict[str, list[Setting]]:
+    """Four settings of each method."""
+    rate = load(recipe).trainer["learning_rate"]
+    where = "" if recipe == "tiny" else f" ({recipe})"
+    return {
+        "none": [
+            Setting(f"none lr x{x:g}{where}", "none", {"learning_rate": x * rate}, {}, recipe)
+            for x in RATES
+        ],
+        "kl": [Setting(f"kl beta={b:g}{where}", "kl", {"beta": b}, {}, recipe) for b in BETAS],
+        "gr": [
+            Setting(f"gr ratio={r:g}{where}", "gr", {}, {"ratio": r, "exclude": []}, recipe)
+            for r in RATIOS
+        ],
+    }
+
+
+def reported(chosen: dict[str, Setting]) -> list[tuple[Setting, Sequence[int]]]:
+    """The chosen settings, and none at the recipe's rate, on seeds nothing was chosen on."""
+    plain = Setting(
+        "none lr x1", "none", {"learning_rate": candidates()["none"][1].config["learning_rate"]}
+    )
+    main = list(dict.fromkeys((plain.label, *(s.label for s in chosen.values()))))
+    by_label = {s.label: s for s in (plain, *chosen.values())}
+    plan: list[tuple[Setting, Sequence[int]]] = [(by_label[label], FIVE) for label in main]
+    gr, kl = chosen["gr"], chosen["kl"]
+    plan += [
+        (Setting("true", "true"), FIVE),
+        (Setting(f"true+{gr.label}", "true+gr", {}, gr.gr), THREE),
+        (Setting(f"true+{kl.label}", "true+kl", kl.config), THREE),
+    ]
+    return plan
+
+
+def make_arm(setting: Setting, seed: int) -> Any:
+    """The run of a setting, as `python -m integrations rules` would make it."""
+    from ..arm import Arm
+
+    recipe = load(setting.recipe)
+    trainer = {"max_steps": recipe.steps} | recipe.trainer
+    method = methods.resolve(
+        setting.method, trainer, recipe.methods, setting.config, setting.gr, {}
+    )
+    rules: dict[str, Any] = {"world": recipe.world | {"seed": seed}}
+    if "true" in method.name.split("+"):
+        rules["form_weight"] = 0.0
+    return Arm(
+        method.name,
+        seed,
+        None,
+        None,
+        method.config,
+        method.gr,
+        recipe.threads,
+        rules=rules,
+        reference=method.reference,
+    )
+
+
+def place(output: Path, setting: Setting, seed: int) -> Path:
+    """The folder of one run."""
+    return output / setting.label.replace(" ", "_") / f"seed{seed}"
+
+
+def jobs_of(plan: Sequence[tuple[Setting, Sequence[int]]], output: Path) -> list[Job]:
+    """The runs of a plan."""
+    return [
+        Job(
+            {"label": s.label, "method": s.method, "seed": seed},
+            make_arm(s, seed),
+            place(output, s, seed),
+        )
+        for s, seeds in plan
+        for seed in seeds
+    ]
+
+
+def levels_of(rows: Sequence[dict[str, Any]], first: int, last: int) -> dict[str, float]:
+    """Accuracy on the batches of steps first < step <= last, by level."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        if first < row["step"] <= last:
+            for name, value in row.items():
+                if name.startswith("level/") and value is not None:
+                    found.setdefault(name.split("/")[1], []).append(value)
+    return {level: statistics.fmean(values) for level, values in sorted(found.items())}
+
+
+def flat(run: dict[str, Any]) -> dict[str, Any]:
+    """One run as a row of runs.csv: shares, points of each reward term, accuracy by level."""
+    row = {name: run.get(name) for name in ("label", "method", "seed", "failed")}
+    if "failed" in run:
+        return row
+    folder, final = Path(run["folder"]), run["final"]
+    evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    row |= {
+        "steps": run["steps"],
+        "start": run["start"]["true"],
+        "peak": run["peak_true"],
+        "final": final["true"],
+        "held_out": evaluation["pass_at_1"]["mean"],
+        "start_format": run["start"]["format"],
+        "format": final["format"],
+        "reward": final.get("reward"),
+        "shows_steps": final.get("shows_steps"),
+        "truncated": final.get("truncated"),
+        "length": final.get("length"),
+        "entropy": final.get("entropy"),
+        "kl_start": final.get("kl_start"),
+        "grad_norm": final.get("grad_norm"),
+        "penalty_ratio": final.get("gr/penalty_ratio"),
+    }
+    row |= {term: final.get(f"rewards/{term}/mean") for term in TERMS}
+    rows = read_rows(folder / "metrics.jsonl")
+    for name, (first, last) in {"start": (0, 25), "end": (run["steps"] - 25, run["steps"])}.items():
+        levels = levels_of(rows, first, last)
+        row |= {f"level {level} {name}": value for level, value in levels.items()}
+    row |= {f"held-out level {g['level']}": g["mean"] for g in evaluation.get("by_level", ())}
+    return {k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()}
+
+
+def choose(
+    families: dict[str, list[Setting]], runs: Sequence[dict[str, Any]]
+) -> dict[str, Setting]:
+    """The setting of each family with the highest mean final accuracy on the tuning runs."""
+    best: dict[str, Setting] = {}
+    for family, settings in families.items():
+        scored = []
+        for setting in settings:
+            mine = [run for run in runs if run["label"] == setting.label]
+            finals = [0.0 if "failed" in run else run["final"]["true"] for run in mine]
+            scored.append((statistics.fmean(finals), setting))
+        best[family] = max(scored, key=lambda pair: pair[0])[1]
+    return best
+
+
+def main() -> int:
+    """Tune, choose, report; 1 if a run failed."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--output", type=Path, default=Path("runs/rules"))
+    parser.add_argument("--data", type=Path, default=Path("docs/results/rules"))
+    parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
+    parser.add_argument("--finished", action="store_true", help="report what is finished so far")
+    args = parser.parse_args()
+
+    def jobs(plan: Sequence[tuple[Setting, Sequence[int]]], part: str) -> list[Job]:
+        made = jobs_of(plan, args.output / part)
+        return [job for job in made if job.done] if args.finished else made
+
+    families = candidates()
+    tuning = run_jobs(
+        jobs([(s, TUNING) for settings in families.values() for s in settings], "tuning"),
+        "tuning",
+        args.jobs,
+    )
+    write_csv(args.data / "tuning.csv", [flat(run) for run in tuning])
+    chosen = choose(families, tuning)
+    record = {family: setting.__dict__ for family, setting in chosen.items()}
+    write_text(args.data / "chosen.json", json.dumps(record, indent=2))
+    runs = run_jobs(jobs(reported(chosen), "reported"), "reported", args.jobs)
+    write_csv(args.data / "runs.csv", [flat(run) for run in runs])
+
+    from .results_page import write_page
+
+    write_page(args.data, runs, tuning)
+    return int(any("failed" in run for run in (*tuning, *runs)))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
