@@ -2,10 +2,10 @@
 
     python -m integrations.judges_results --output runs/judges --jobs 2
 
-Judges of three strengths in the judge world, each with no regularization, KL and GR. The strengths
-were settled by runs without regularization alone, on seeds 110 and 111. KL and GR have four
-candidates for each judge, chosen on the tuning seeds by the highest final true reward; no
-regularization has nothing to choose. Everything is resumable.
+Judges of three strengths in the judge world, each without regularization and with GR. The strengths
+were settled by runs without regularization alone, on seeds 110 and 111. GR has four candidates for
+each judge, chosen on the tuning seeds by the highest final true reward; no regularization has
+nothing to choose. Everything is resumable.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ JUDGES: dict[str, dict[str, Any]] = {
     "dear": {"demonstrations": 4000, "width": 64, "steps": 800, "hedged": 0.1},
 }
 RATIOS = (4.0, 8.0, 16.0, 32.0)
-BETAS = (0.03, 0.1, 0.15, 0.3)
 FIVE = tuple((seed, seed % 2) for seed in range(5))  # (seed, judge): both reporting judges
 
 
@@ -37,15 +36,13 @@ def settings(judge: str, method: str) -> list[Setting]:
     worse = JUDGES[judge]
     if method == "none":
         return [Setting(f"{judge} none", "none", judge=worse)]
-    if method == "kl":
-        return [Setting(f"{judge} kl beta={b:g}", "kl", {"beta": b}, judge=worse) for b in BETAS]
     ratios = [{"ratio": ratio, "exclude": []} for ratio in RATIOS]
     return [Setting(f"{judge} gr ratio={r['ratio']:g}", "gr", {}, r, judge=worse) for r in ratios]
 
 
 def candidates() -> dict[str, list[Setting]]:
-    """Four settings of KL and of GR for each judge."""
-    return {f"{j} {method}": settings(j, method) for j in JUDGES for method in ("kl", "gr")}
+    """Four settings of GR for each judge."""
+    return {f"{judge} gr": settings(judge, "gr") for judge in JUDGES}
 
 
 def reported(
@@ -55,7 +52,7 @@ def reported(
     plan = []
     for judge in JUDGES:
         (none,) = settings(judge, "none")
-        plan += [(s, FIVE) for s in (none, chosen[f"{judge} kl"], chosen[f"{judge} gr"])]
+        plan += [(s, FIVE) for s in (none, chosen[f"{judge} gr"])]
     return plan
 
 
