@@ -18,6 +18,7 @@ from flatopt.schedule import Strength
 from flatopt.stats import Stats
 from flatopt.trainer_parts import check_parts
 from flatopt.trainer_reference import ReferenceStandIn, check_reference
+from flatopt.trainer_vllm import check_sampler
 
 SAMPLES = ("importance", "sequence", "score")
 # the method of TRL's policy trainers through which all log-probs pass
@@ -70,8 +71,12 @@ def attach(
 
     Raises:
         ValueError: fp16, DeepSpeed, FSDP1, LOMO or layerwise optimizers (not supported here),
-            difference="exact" for a policy trainer, a reference without a KL term, settings that
-            contradict each other or lie outside their range, unknown names, GR attached already.
+            difference="exact", off_policy_mask_threshold or top_entropy_quantile for a policy trainer, a reference
+            without a KL term, settings that contradict each other or lie outside their range,
+            unknown names, GR attached already.
+
+    Warns:
+        UserWarning: use_vllm in GRPO with its weights for vLLM's samples (`trainer_vllm`).
         TypeError: not a Trainer, unknown settings.
 
     Example:
@@ -81,6 +86,8 @@ def attach(
     """
     _check_trainer(trainer, samples, options.get("reference"))
     check_reference(trainer, options.get("reference"), policy=hasattr(trainer, LOGPS))
+    if strength != 0.0:
+        check_sampler(trainer, samples)
     if options.get("difference") == "exact" and hasattr(trainer, LOGPS):
         raise ValueError(
             'difference="exact" cannot be had from a policy trainer: its log-prob kernels have no '

@@ -186,7 +186,7 @@ def show(summary: dict[str, Any], unit: str = "25 steps") -> None:
         table.add_column(title, justify="left" if title == "method" else "right")
     for name, row in summary["methods"].items():
         numbers = [row[k]["mean"] for k in ("start_true", "peak_true", "final_true", "final_proxy")]
-        hacked = f"{row['hacked']} of {row['runs']}"
+        hacked = "-" if row["hacked"] is None else f"{row['hacked']} of {row['runs']}"
         table.add_row(
             name, str(row["runs"]), *("-" if n is None else f"{n:.3f}" for n in numbers), hacked
         )

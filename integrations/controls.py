@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -20,12 +21,16 @@ class Control:
     squash: s tanh(reward / s) is trained on in place of the reward; the logs show the reward.
     decay_every: beta / i in the i-th stretch of so many steps.
     cross_batch: GR between the halves of a batch, as {"ratio": ...} (`halves.CrossBatchGR`).
+    step_length: the length of each step is recorded (`displacement.StepLength`).
+    match: each step is as long as that of the run with GR (`matched.partner_of`).
     """
 
     advantage_clip: float | None = None
     squash: float | None = None
     decay_every: int | None = None
     cross_batch: dict[str, Any] | None = None
+    step_length: bool = False
+    match: bool = False
 
     def __post_init__(self) -> None:
         for name in ("advantage_clip", "squash", "decay_every"):
@@ -39,8 +44,8 @@ class Control:
             return rewards
         return [self.squash * math.tanh(r / self.squash) for r in rewards]
 
-    def apply(self, trainer: Any) -> None:
-        """Change a GRPO or RLOO trainer; before flatopt.attach."""
+    def apply(self, trainer: Any, folder: Path | None = None) -> None:
+        """Change a GRPO or RLOO trainer, whose run lies in `folder`; before flatopt.attach."""
         if self.advantage_clip is not None:
             trainer._generate_and_score_completions = _clipped(
                 trainer._generate_and_score_completions, self.advantage_clip
@@ -53,6 +58,17 @@ class Control:
             from .halves import CrossBatchGR
 
             CrossBatchGR(trainer, **self.cross_batch)
+        if self.step_length or self.match:
+            from .displacement import StepLength
+            from .matched import FILE, partner_of, read_lengths
+
+            assert folder is not None
+            targets = None
+            if self.match:
+                partner = partner_of(folder.name)
+                assert partner is not None
+                targets = read_lengths(folder.parent / partner, trainer.args.max_steps)
+            StepLength(trainer, folder / FILE, targets)
 
 
 def _clipped(generate: Callable[..., Any], most: float) -> Callable[..., Any]:

@@ -103,7 +103,7 @@ def check_row(row: Any, where: str) -> Question:
             f"{where}: 'answer' ends in {shown!r}. End it with a last line '#### N', N the correct "
             "number alone, e.g. '#### 72'."
         )
-    level = str(row.get("level") or "")
+    level = "" if row.get("level") is None else str(row["level"])
     return Question(question, strip_marks(body).strip(), format_number(reference), level)
 
 
@@ -198,6 +198,8 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
         ) from None
     except UnicodeDecodeError:
         raise BadRow(f"{path}: not UTF-8. Save the file as UTF-8.") from None
+    except RecursionError:
+        raise BadRow(f"{path}: nested too deeply. Write a list of objects: [...]") from None
     if not isinstance(rows, list):
         raise BadRow(
             f"{path}: the file holds {type(rows).__name__}. Write a list of objects: [...]"

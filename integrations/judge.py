@@ -20,28 +20,31 @@ from .command import (
     check_gr,
     check_lists,
     check_recipe_fields,
-    complain,
     given_method_options,
     new_parser,
     option,
-    prepare,
     show,
     trainer_fields,
     with_steps,
 )
-from .recipe import load
+from .launch import add_launch_options, check_jobs, prepare_together, with_accumulation
+from .matched import paired
+from .processes import complain, finish, is_main
+from .recipe import Recipe, load
 
 DESCRIPTION = """\
 A small language model is taught sums by imperfect demonstrations and then trained by TRL's GRPO
 on the score of a learned judge. Whether its answers are really right is only watched. Every field
 of TRL's GRPOConfig is an option too, e.g. --learning_rate 1e-4 --entropy_coef 0.01; what is given
-here wins over the recipe. With --model, --dataset and --judge-model the same loop trains a Hugging
-Face language model on GSM8K-style questions against an LLM judge.
+here wins over the recipe. With --model, --dataset and --judge-model, or a recipe that names them,
+the same loop trains a Hugging Face language model on GSM8K-style questions against an LLM judge.
+Start that by torchrun or accelerate launch to use several devices.
 """
+WORLD_RECIPES = ("tiny", "weak", "strong", "smoke")  # of the self-contained world
 REAL_REQUIRED = ("model", "dataset", "judge_model")
 REAL_OPTIONAL = (
-    "split", "limit", "eval_dataset", "eval_split", "eval_limit", "bad_rows", "judge_batch_size",
-    "judge_max_input_tokens", "judge_max_new_tokens", "judge_patience",
+    "split", "limit", "eval_dataset", "eval_split", "eval_limit", "bad_rows", "judge_kind",
+    "judge_batch_size", "judge_max_input_tokens", "judge_max_new_tokens", "judge_patience",
 )  # fmt: skip
 
 
@@ -59,7 +62,8 @@ def arguments_parser() -> argparse.ArgumentParser:
     add("--jobs", type=int, default=1, help="runs in parallel, one process each")
     add("--steps", type=int, help="gradient steps, in place of the recipe's")
     add_method_options(parser)
-    group = parser.add_argument_group("real models (the first three together)")
+    add_launch_options(parser)
+    group = parser.add_argument_group("real models (the first three together, or a recipe's)")
     option(group, "model", metavar="PATH_OR_NAME", help="the policy: a causal LM")
     option(group, "dataset", metavar="FILE_OR_NAME", help="rows: question, answer (#### N)")
     option(group, "judge_model", metavar="PATH_OR_NAME", help="the judge: a causal LM")
@@ -69,6 +73,7 @@ def arguments_parser() -> argparse.ArgumentParser:
     option(group, "eval_split", help="split of a hub data set held out (test)")
     option(group, "eval_limit", type=int, help="how many rows are held out")
     option(group, "bad_rows", choices=["error", "skip"], help="skip: count and show them")
+    option(group, "judge_kind", choices=["hardened", "paper"], help="paper: hackable, as released")
     option(group, "judge_batch_size", type=int, help="verdicts generated at once")
     option(group, "judge_max_input_tokens", type=int, help="longer cases are cut")
     option(group, "judge_max_new_tokens", type=int, help="length of a verdict")
@@ -76,15 +81,19 @@ def arguments_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def real_fields(options: argparse.Namespace) -> dict[str, Any] | None:
+def real_fields(options: argparse.Namespace, recipe: Recipe) -> dict[str, Any] | None:
     """What was given of a real task, or None for the tiny world; ValueError for a part of it."""
     names = (*REAL_REQUIRED, *REAL_OPTIONAL)
-    real = {n: getattr(options, n) for n in names if hasattr(options, n)}
+    given = {n: getattr(options, n) for n in names if hasattr(options, n)}
+    real = recipe.task | given
     missing = " ".join("--" + n.replace("_", "-") for n in REAL_REQUIRED if n not in real)
     if real and missing:
         raise ValueError(f"a run on real models also needs {missing}")
-    if not real and options.recipe == "gsm8k":
-        raise ValueError(f"recipe gsm8k is for real models; it needs {missing}")
+    if given and (recipe.policy or recipe.judge):
+        raise ValueError(
+            f"--{next(iter(given))} is for real models, and this recipe is of the tiny world: "
+            "leave --recipe out, or give one with a `task:`"
+        )
     for name in ("judge", "policy_seed"):
         if real and getattr(options, name) is not None:
             raise ValueError(f"--{name} is of the tiny world; with --model leave it out")
@@ -93,11 +102,12 @@ def real_fields(options: argparse.Namespace) -> dict[str, Any] | None:
 
 def plan(options: argparse.Namespace, rest: list[str]) -> list[Any]:
     """The arms that were asked for, everything checked; ValueError says what to change."""
-    real = real_fields(options)
-    recipe = load(options.recipe or ("gsm8k" if real else "tiny"))
+    recipe = load(options.recipe or ("gsm8k" if hasattr(options, "model") else "tiny"))
+    real = real_fields(options, recipe)
     names = ["+".join(method_names.split(name)) for name in options.method]
     judges = [0] if options.judge is None else options.judge
     check_lists(names, {"seed": options.seed, "judge": judges}, options.jobs)
+    check_jobs(options.jobs)
     given_gr, given_reset = given_method_options(options)
     # the checks that need no heavy import come first
     method_names.check_used(names, {}, given_gr, given_reset)
@@ -108,11 +118,19 @@ def plan(options: argparse.Namespace, rest: list[str]) -> list[Any]:
     check_recipe_fields(recipe.trainer)
     given = with_steps(options, given)
     trainer = {"max_steps": recipe.steps} | recipe.trainer
+    trainer = with_accumulation(
+        trainer, given, recipe.completions_per_step, options.completions_per_step
+    )
     if real:
         import torch
 
         if not torch.cuda.is_available():  # what is given on the command line still wins
-            trainer |= {"use_cpu": True, "bf16": False}
+            trainer |= {"use_cpu": True, "bf16": False, "gradient_checkpointing": False}
+    methods = [
+        method_names.resolve(name, trainer, recipe.methods, given, given_gr, given_reset)
+        for name in names
+    ]
+    methods = paired(methods, options.step_length)
 
     from .arm import Arm
     from .loop import quiet
@@ -122,13 +140,10 @@ def plan(options: argparse.Namespace, rest: list[str]) -> list[Any]:
     arms = []
     for seed in options.seed:
         if real:
-            for name in names:
-                m = method_names.resolve(
-                    name, trainer, recipe.methods, given, given_gr, given_reset
-                )
+            for m in methods:
                 arms.append(
                     Arm(
-                        name,
+                        m.name,
                         seed,
                         None,
                         None,
@@ -137,6 +152,7 @@ def plan(options: argparse.Namespace, rest: list[str]) -> list[Any]:
                         recipe.threads,
                         real,
                         reference=m.reference,
+                        control=m.control,
                     )
                 )
             continue
@@ -144,13 +160,10 @@ def plan(options: argparse.Namespace, rest: list[str]) -> list[Any]:
         policy = PolicySettings(seed=policy_seed, **recipe.policy)
         for index in judges:
             judge = JudgeSettings(index=index, **recipe.judge)
-            for name in names:
-                m = method_names.resolve(
-                    name, trainer, recipe.methods, given, given_gr, given_reset
-                )
+            for m in methods:
                 arms.append(
                     Arm(
-                        name,
+                        m.name,
                         seed,
                         policy,
                         judge,
@@ -158,6 +171,7 @@ def plan(options: argparse.Namespace, rest: list[str]) -> list[Any]:
                         m.gr,
                         recipe.threads,
                         reference=m.reference,
+                        control=m.control,
                     )
                 )
     check_config(arms[0].config)
@@ -167,7 +181,7 @@ def plan(options: argparse.Namespace, rest: list[str]) -> list[Any]:
 def main(arguments: list[str]) -> int:
     """Plan, build the world, run the arms, report; 2 for wrong input, 1 if an arm failed."""
     options, rest = arguments_parser().parse_known_args(arguments)
-    if not hasattr(options, "model"):
+    if not hasattr(options, "model") and options.recipe in (None, *WORLD_RECIPES):
         # the tiny world needs no network: its models are built on this machine
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
@@ -176,10 +190,11 @@ def main(arguments: list[str]) -> int:
             from .tasks import check_real
 
             for note in check_real(arms[0].real, arms[0].config):
-                print(f"note: {note}", file=sys.stderr)
+                if is_main():
+                    print(f"note: {note}", file=sys.stderr)
         for arm in arms:
             check_gr(arm)
-        waiting = prepare(arms, options.output, options.resume)
+        waiting = prepare_together(arms, options.output, options.resume)
     except (ValueError, OSError) as error:
         return complain(error)
 
@@ -187,6 +202,9 @@ def main(arguments: list[str]) -> int:
     from .report import write_report
 
     failed = run_all(waiting, options.jobs)
+    finish()
+    if not is_main():
+        return 1 if failed else 0
     # runs of earlier commands in the same folder stay part of the comparison
     folders = [options.output / arm.name for arm in arms]
     folders += sorted(p.parent for p in options.output.glob("*/settings.json"))

@@ -14,11 +14,14 @@ from .arm import Arm
 from .cache import fingerprint, write_text
 from .controls import Control
 from .monitor import Monitor, read_rows
+from .processes import decided_by_main, is_main, wait
 from .report import environment, summarise, write_samples
+from .resume import advance_sampler
 from .tasks import Task
 
 # fields of GRPOConfig that RLOOConfig does not have, and that recipes may hold for GRPO
 GRPO_ONLY = ("loss_type", "scale_rewards")
+LOGS = ("metrics.jsonl", "steps.jsonl")  # a row per log, a row per step; cut back on resuming
 Say = Callable[[dict[str, Any]], None]
 
 
@@ -56,7 +59,10 @@ def _callback(monitor: Monitor) -> Any:
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             # written last: a checkpoint without this mark is taken for a broken one
-            write_text(Path(args.output_dir) / f"checkpoint-{state.global_step}" / "complete", "")
+            wait()  # each process writes its random state
+            if is_main():
+                mark = Path(args.output_dir) / f"checkpoint-{state.global_step}" / "complete"
+                write_text(mark, "")
 
     return Watch()
 
@@ -138,7 +144,7 @@ def make_trainer(arm: Arm, task: Task, folder: Path, say: Say | None = None) -> 
     if task.watch_start:
         start: Any = AutoModelForCausalLM.from_pretrained(task.model).eval()
         monitor.start = start.to(trainer.accelerator.device)
-    control.apply(trainer)
+    control.apply(trainer, folder)
     if arm.watch is not None:
         from .probe import Probe
 
@@ -215,38 +221,102 @@ def prepare_folder(arm: Arm, folder: Path, resume: bool) -> None:
         write_text(saved, json.dumps(arm.plain(), indent=2))
 
 
-def run_arm(arm: Arm, folder: Path, say: Say | None = None) -> None:
-    """Train the arm in `folder` from its last checkpoint, or from the start if there is none."""
-    from transformers import AutoModelForCausalLM
-
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint; the others are deleted, and what was logged after it."""
     checkpoint = last_checkpoint(folder)
     for path in folder.glob("checkpoint-*"):
         if path != checkpoint:
             shutil.rmtree(path)  # killed while it was written, or older
+    for name in LOGS:
+        if checkpoint is None:
+            (folder / name).unlink(missing_ok=True)
+        elif (folder / name).exists():
+            _cut_back(folder / name, int(checkpoint.name.split("-")[1]))
+    return checkpoint
+
+
+def save_whole(trainer: Any, folder: Path) -> None:
+    """The trained model as one folder that `from_pretrained` reads, also under FSDP2."""
+    if getattr(trainer, "is_fsdp_enabled", False):
+        # by default each process would keep its shards; the checkpoints do
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+    trainer.save_model(str(folder))
+    wait()
+
+
+def run_arm(arm: Arm, folder: Path, say: Say | None = None) -> None:
+    """Train the arm in `folder` from its last checkpoint, or from the start if there is none.
+
+    Under a launcher every process calls it; the first one writes the files.
+    """
+    from transformers import AutoModelForCausalLM
+
+    from .renamed import RestoreRenamed
+
+    checkpoint = decided_by_main(lambda: newest_checkpoint(folder))
     task = arm.task()
     trainer, monitor = make_trainer(arm, task, folder, say)
-    if checkpoint is None:
-        monitor.path.unlink(missing_ok=True)
-    else:
-        _cut_back(monitor.path, int(checkpoint.name.split("-")[1]))
     resumed_from = int(checkpoint.name.split("-")[1]) if checkpoint else 0
     begin = time.perf_counter()
     watched_alarm = None
     if checkpoint and (resumed_from >= trainer.args.max_steps > 0 or stopped(arm, checkpoint)):
         # killed after its last step: train() would take one more
-        trainer._load_from_checkpoint(str(checkpoint))
+        _load(trainer, checkpoint)
         watched_alarm = alarm_of(checkpoint)
     else:
+        if checkpoint:
+            advance_sampler(trainer, checkpoint)
+            trainer.add_callback(RestoreRenamed(trainer, checkpoint))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.perf_counter() - begin
     model_folder = folder / "model"
-    trainer.save_model(str(model_folder))
+    save_whole(trainer, model_folder)
     samples = {}
     for when, source in (("before", task.model), ("after", str(model_folder))):
+        evaluated = when == "after" and task.evaluation is not None
+        if not (is_main() or evaluated):
+            continue
         model: Any = AutoModelForCausalLM.from_pretrained(source, **task.model_init).eval()
-        samples[when] = task.samples(model.to(trainer.accelerator.device), arm.seed)
-    write_samples(folder / "samples.md", samples)
-    # written last and whole: the run counts as finished from here on
+        model = model.to(trainer.accelerator.device)
+        if is_main():
+            samples[when] = task.samples(model, arm.seed)
+        if evaluated:
+            from .rules.evaluate import evaluate_run
+
+            assert task.evaluation is not None
+            evaluate_run(task.evaluation, model, folder, folder.parent / "start")
+    if is_main():
+        write_samples(folder / "samples.md", samples)
+        summary = summary_of(arm, task, monitor, watched_alarm)
+        summary |= {"seconds": round(seconds, 1), "resumed_from": resumed_from}
+        summary |= {"settings": arm.plain(), "environment": environment()}
+        # written last and whole: the run counts as finished from here on
+        write_text(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False))
+    wait()
+
+
+def _load(trainer: Any, checkpoint: Path) -> None:
+    """The weights of a checkpoint into a trainer that will not train."""
+    from .renamed import restore_renamed
+
+    if not getattr(trainer, "is_fsdp_enabled", False):
+        trainer._load_from_checkpoint(str(checkpoint))
+        restore_renamed(trainer.model, checkpoint)
+        return
+    import torch
+    from accelerate.utils import load_fsdp_model
+
+    # FSDP2 shards a model together with an optimizer only; this one never steps
+    idle = torch.optim.SGD(trainer.model.parameters(), lr=0.0)
+    trainer.model, _ = trainer.accelerator.prepare(trainer.model, idle)
+    plugin = trainer.accelerator.state.fsdp_plugin
+    load_fsdp_model(plugin, trainer.accelerator, trainer.model, str(checkpoint))
+
+
+def summary_of(
+    arm: Arm, task: Task, monitor: Monitor, alarm: dict[str, Any] | None
+) -> dict[str, Any]:
+    """What a finished run has come to, without times and settings."""
     judge = arm.judge.index if arm.judge else None
     summary: dict[str, Any] = {"method": arm.method, "seed": arm.seed, "judge": judge}
     if arm.trainer:
@@ -254,9 +324,9 @@ def run_arm(arm: Arm, folder: Path, say: Say | None = None) -> None:
     if arm.world:
         summary |= {"world": arm.world.kind, "world_seed": arm.world.reward.seed}
     summary |= summarise(read_rows(monitor.path), task.hack)
+    if not task.hackable:
+        summary |= {"hacked": None, "hack_step": None, "gap_step": None}
     if arm.alarm is not None:
-        alarm = watched_alarm if watched_alarm else monitor.watch.alarm.state()
-        summary["alarm"] = {name: alarm[name] for name in ("fired_at", "reason")}
-    summary |= {"seconds": round(seconds, 1), "resumed_from": resumed_from}
-    summary |= {"settings": arm.plain(), "environment": environment()}
-    write_text(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False))
+        state = alarm if alarm else monitor.watch.alarm.state()
+        summary["alarm"] = {name: state[name] for name in ("fired_at", "reason")}
+    return summary

@@ -10,6 +10,7 @@ PARTS = {
     "kl": "a KL term to the starting policy (beta)",
     "reset": "a KL term whose reference is reset to the policy on schedule",
     "gr": "gradient regularization by flatopt.attach",
+    "matched": "control: no regularization, each step as long as the gr run's of the same seed",
     "true": "control: the true reward is trained on, the proxy is only watched",
 }
 # set by the method, so a value on the command line would make its name a lie
@@ -28,13 +29,14 @@ EITHER_OR = (("ratio", "strength"), ("radius", "eps"))
 
 @dataclass(frozen=True)
 class Method:
-    """A method as settings: fields of the trainer's config, and arguments of flatopt.attach and
-    flatopt.ReferenceReset, or None."""
+    """A method as settings: fields of the trainer's config, and arguments of flatopt.attach,
+    flatopt.ReferenceReset and controls.Control, or None."""
 
     name: str
     config: dict[str, Any] = field(default_factory=dict)
     gr: dict[str, Any] | None = None
     reference: dict[str, Any] | None = None
+    control: dict[str, Any] | None = None
 
 
 def split(name: str) -> tuple[str, ...]:
@@ -54,7 +56,9 @@ def split(name: str) -> tuple[str, ...]:
         raise ValueError(f"method {name!r}: none stands alone")
     if {"kl", "reset"} <= set(parts):
         raise ValueError(f"method {name!r}: reset already has a KL term, write it without kl")
-    return tuple(part for part in ("true", "gr", "kl", "reset", "none") if part in parts)
+    if {"gr", "matched"} <= set(parts):
+        raise ValueError(f"method {name!r}: matched is the control of gr, not a part of it")
+    return tuple(part for part in ("true", "gr", "matched", "kl", "reset", "none") if part in parts)
 
 
 def _merge(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
@@ -104,7 +108,8 @@ def resolve(
     gr = _merge(_merge(recipe.get("gr", {}), own_gr), given_gr) if "gr" in parts else None
     if gr is not None and not ({"ratio", "strength"} & set(gr)):
         raise ValueError("method gr needs --ratio or --strength (or one of them in the recipe)")
-    return Method("+".join(parts), config, gr, reference)
+    control = {"match": True} if "matched" in parts else None
+    return Method("+".join(parts), config, gr, reference, control)
 
 
 def check_used(

@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .processes import gathered, is_main
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
@@ -144,7 +146,9 @@ class Monitor:
         self.trainer: Any = None
         self.start: PreTrainedModel | None = None
         self.watch: Any = None  # the HackMonitor, if there is one
-        self._seen: dict[str, list[float]] = {"proxy": [], "true": [], "format": [], "spread": []}
+        self._seen: dict[str, list[float]] = {"proxy": [], "true": [], "format": []}
+        self._batches: list[list[float]] = []  # the proxy, a list for each call
+        self._levels: dict[str, list[float]] = {}  # the true reward by the prompts' level
         self._kl: list[float] = []
 
     def proxy(self, prompts: list, completions: list, completion_ids: list, **columns: Any) -> list:
@@ -153,7 +157,7 @@ class Monitor:
         values = self.judge(texts, columns)
         self._seen["proxy"] += values
         self._seen["format"] += [float(self.is_formatted(text)) for text in texts]
-        self._seen["spread"] += spreads(values, getattr(self.trainer, "num_generations", 1))
+        self._batches.append(values)
         if self._before_a_log(columns["trainer_state"].global_step):
             self._measure_kl(prompts, completion_ids)
         return values if self.shape is None else self.shape(values)
@@ -170,6 +174,8 @@ class Monitor:
         assert self.grade is not None
         values = self.grade(self.to_texts(completions, completion_ids), columns)
         self._seen["true"] += values
+        for level, value in zip(columns.get("level") or (), values, strict=False):
+            self._levels.setdefault(f"level/{level}/true", []).append(value)
         return values
 
     def _measure_kl(self, prompts: list[str], completion_ids: list[list[int]]) -> None:
@@ -189,27 +195,50 @@ class Monitor:
         first = given["input_ids"].shape[1]
         self._kl.append(policy_kl(self.trainer.model, self.start, both, both_mask, first))
 
+    def _gather(self) -> tuple[dict[str, list[float]], dict[str, list[float]], list[float]]:
+        """What all processes have seen since the last row: values, levels, KL; then forgotten."""
+        parts = gathered((self._seen, self._batches, self._levels, self._kl))
+        self._seen = {name: [] for name in self._seen}
+        self._batches, self._levels, self._kl = [], {}, []
+        seen: dict[str, list[float]] = {}
+        levels: dict[str, list[float]] = {}
+        for mine, _, my_levels, _ in parts:
+            for name, values in mine.items():
+                seen.setdefault(name, []).extend(values)
+            for name, values in my_levels.items():
+                levels.setdefault(name, []).extend(values)
+        # a group of completions may lie across processes: TRL deals them out in their order
+        size = getattr(self.trainer, "num_generations", 1)
+        calls = zip(*(batches for _, batches, _, _ in parts), strict=True)
+        whole = [[value for part in call for value in part] for call in calls]
+        seen["spread"] = [value for batch in whole for value in spreads(batch, size)]
+        return seen, levels, [value for _, _, _, kl in parts for value in kl]
+
     def row(self, step: int, logs: dict[str, Any]) -> dict[str, Any]:
-        """One row for the batches since the last row; empties what was kept for it."""
-        seen = self._seen
+        """One row for the batches since the last row; empties what was kept for it.
+
+        Over the completions of all processes, which must all call it.
+        """
+        seen, levels, kl = self._gather()
         row: dict[str, Any] = {"step": step}
         row |= {name: sum(v) / len(v) if v else None for name, v in seen.items()}
         row["auc"] = auc(seen["proxy"], seen["true"]) if _classes(seen["true"]) else None
-        row["kl_start"] = sum(self._kl) / len(self._kl) if self._kl else None
+        row["kl_start"] = sum(kl) / len(kl) if kl else None
         # with GR the trainer's own norm may be that of the combined gradient: g1's is comparable
         row["grad_norm"] = logs.get("gr/grad_norm", logs.get("grad_norm"))
         row |= {new: logs.get(old) for old, new in TRAINER_NAMES.items()}
         row |= {name: logs[name] for name in self.watched if name in logs}
-        row |= {key: value for key, value in logs.items() if key.startswith("gr/")}
-        self._seen = {name: [] for name in seen}
-        self._kl = []
+        row |= {k: value for k, value in logs.items() if k.startswith("gr/") or k == "step_length"}
+        row |= {name: sum(v) / len(v) for name, v in sorted(levels.items())}
         return finite(row)
 
     def write(self, step: int, logs: dict[str, Any]) -> None:
-        """Append the row for `step`; called from the trainer's log."""
+        """Append the row for `step`; called from the trainer's log, in every process."""
         if not self._seen["proxy"]:
             return  # the closing log of the trainer, with times only
         row = self.row(step, logs)
+        if not is_main():
+            return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, allow_nan=False) + "\n")
             file.flush()

@@ -21,6 +21,8 @@ from rich.progress import (
 
 from .arm import Arm
 from .loop import run_arm
+from .processes import end_all, is_main, wait, world_size
+from .worlds import rule_sums
 from .worlds.judge import PolicySettings, build_judge, build_policy
 from .worlds.preferences import RewardSettings, build_reward_model
 
@@ -63,6 +65,8 @@ def _build(settings: Any, threads: int) -> None:
 
     if isinstance(settings, RewardSettings):
         build_reward_model(settings, say_here)
+    elif isinstance(settings, rule_sums.RuleSettings):
+        rule_sums.build_policy(settings, say_here)
     elif isinstance(settings, PolicySettings):
         build_policy(settings, say)
     else:
@@ -120,6 +124,8 @@ def _here(calls: dict[str, Call], screen: _Screen) -> dict[str, str]:
             function(*arguments)
         except Exception as error:  # the other runs go on; the message is reported at the end
             failed[name] = _message(error)
+            if world_size() > 1:
+                end_all(f"{name} failed: {failed[name]}")
     return failed
 
 
@@ -138,14 +144,29 @@ def _there(calls: dict[str, Call], screen: _Screen, pool: Any, channel: Any) -> 
 
 
 def run_all(waiting: list[tuple[Arm, Path]], jobs: int) -> dict[str, str]:
-    """Build what the arms begin with, then run them; the messages of the arms that failed."""
+    """Build what the arms begin with, then run them; the messages of the arms that failed.
+
+    Arms that follow another arm's steps come after it. Under a launcher all processes train each
+    arm together, and a failure ends all of them.
+    """
     if not waiting:
         return {}
     threads = waiting[0][0].threads
     settings = dict.fromkeys(s for arm, _ in waiting for s in arm.builds())
     builds: dict[str, Call] = {str(s): (_build, s, threads) for s in settings}
-    runs: dict[str, Call] = {arm.name: (_run, arm, folder) for arm, folder in waiting}
-    return run_calls(builds, jobs) or run_calls(runs, jobs)
+    failed = run_calls(builds, jobs) if is_main() else {}
+    wait()  # the others find in the cache what the main process has built
+    if failed:
+        return failed
+    later = [bool((arm.control or {}).get("match")) for arm, _ in waiting]
+    for turn in (False, True):
+        runs: dict[str, Call] = {
+            arm.name: (_run, arm, folder)
+            for (arm, folder), matched in zip(waiting, later, strict=True)
+            if matched == turn
+        }
+        failed |= run_calls(runs, jobs)
+    return failed
 
 
 def run_calls(calls: dict[str, Call], jobs: int) -> dict[str, str]:
@@ -162,7 +183,7 @@ def run_calls(calls: dict[str, Call], jobs: int) -> dict[str, str]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[text]}"),
     )
-    with Progress(*columns) as progress:
+    with Progress(*columns, disable=not is_main()) as progress:
         screen = _Screen(progress)
         if jobs == 1:
             return _here(calls, screen)

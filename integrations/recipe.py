@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .launch import check_completions
 from .methods import GR_FIELDS, KL_FIELDS, RESET_FIELDS
 from .worlds.judge import JudgeSettings, PolicySettings
 
@@ -23,6 +24,8 @@ class Recipe:
     judge: dict[str, Any] = field(default_factory=dict)
     trainer: dict[str, Any] = field(default_factory=dict)
     methods: dict[str, dict[str, Any]] = field(default_factory=dict)
+    task: dict[str, Any] = field(default_factory=dict)  # of real runs: RealTaskConfig
+    completions_per_step: int | None = None  # over all devices
     threads: int = 1
 
 
@@ -64,6 +67,16 @@ def _numbers(given: dict[str, Any], cls: Any, where: str) -> dict[str, Any]:
     return values
 
 
+def _check_task(given: dict[str, Any], where: str) -> None:
+    """The names of a real task's options; what they hold is checked when they are used."""
+    from .real import RealTaskConfig
+
+    _check(given, _names(RealTaskConfig, "judge_check"), where)
+    for name in ("model", "dataset", "judge_model"):
+        if name in given and not isinstance(given[name], str):
+            raise ValueError(f"{where}: {name} must be a text, got {given[name]!r}")
+
+
 def load(name: str) -> Recipe:
     """Read and check a recipe; ValueError says which key is wrong."""
     import yaml
@@ -77,8 +90,11 @@ def load(name: str) -> Recipe:
     _check(data, {f.name for f in dataclasses.fields(Recipe)}, where)
     if not isinstance(data.get("steps"), int) or data["steps"] < 1:
         raise ValueError(f"{where}: steps must be a whole number of at least 1")
-    for part in ("policy", "judge", "trainer", "methods"):
+    for part in ("policy", "judge", "trainer", "methods", "task"):
         data[part] = data.get(part) or {}
+    check_completions(data.get("completions_per_step"), where)
+    if data["task"]:
+        _check_task(data["task"], f"{where}, task")
     _check(data["policy"], _names(PolicySettings, "seed", "version"), f"{where}, policy")
     _check(data["judge"], _names(JudgeSettings, "index", "version"), f"{where}, judge")
     _check(data["methods"], {"kl", "reset", "gr"}, f"{where}, methods")

@@ -169,7 +169,9 @@ def by_method(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         mine = [run for run in runs if label(run) == name]
         table[name] = {
             "runs": len(mine),
-            "hacked": sum(bool(run["hacked"]) for run in mine),
+            "hacked": None
+            if all(run["hacked"] is None for run in mine)
+            else sum(bool(run["hacked"]) for run in mine),
             "start_true": _spread([run["start"]["true"] for run in mine]),
             "peak_true": _spread([run["peak_true"] for run in mine]),
             "final_true": _spread([run["final"]["true"] for run in mine]),

@@ -23,14 +23,15 @@ from .command import (
     check_lists,
     check_output,
     check_recipe_fields,
-    complain,
     given_method_options,
     new_parser,
     option,
-    prepare,
     trainer_fields,
     with_steps,
 )
+from .launch import add_launch_options, check_jobs, prepare_together, with_accumulation
+from .matched import paired
+from .processes import complain, decided_by_main, is_main
 
 DESCRIPTION = """\
 A language model is fine-tuned, pairs of its completions are labelled, a reward model learns from
@@ -38,9 +39,11 @@ the labels, and TRL's GRPO or RLOO trains the policy on that reward model, again
 evaluated. Without --model the self-contained preference worlds are used: in A the reward model gets
 ever worse as the policy moves away (slow over-optimization), in B it also over-pays one rare bigram
 (a steep exploit). Every field of TRL's GRPOConfig (RLOOConfig) is an option too; what is given here
-wins over the recipe. Finished stages are kept, killed ones go on where they were (--resume).
+wins over the recipe. Finished stages are kept, killed ones go on where they were (--resume). On
+several devices: `--stage before` by one process, then the same command without it by torchrun or
+accelerate launch.
 """
-STAGES = ("sft", "pairs", "labels", "reward", "rl", "evaluate")
+STAGES = ("sft", "pairs", "labels", "reward", "before", "rl", "evaluate")
 HELP = {
     "model": "the policy: a causal LM, folder or hub name",
     "preferences": "file or hub name: prompt, chosen, rejected",
@@ -77,7 +80,7 @@ def arguments_parser() -> argparse.ArgumentParser:
     add("--seed", nargs="+", type=int, default=[0], help="of RL: one run per seed")
     add("--trainer", choices=["grpo", "rloo"], default="grpo")
     add("--alarm", choices=["log", "stop"], help="watch for hacking by the recipe's rule")
-    add("--stage", choices=STAGES, help="run this stage alone")
+    add("--stage", choices=STAGES, help="run this stage alone; before: all those before rl")
     add("--output", type=Path, required=True, help="folder for the results")
     add("--resume", action="store_true", help="continue what is in --output")
     add("--jobs", type=int, default=1, help="runs in parallel, one process each")
@@ -87,6 +90,7 @@ def arguments_parser() -> argparse.ArgumentParser:
     option(group, "eval_samples", type=int, help="completions per prompt and policy, at least 2")
     option(group, "eval_seed", type=int, help="of these completions")
     add_method_options(parser)
+    add_launch_options(parser)
     group = parser.add_argument_group("real models (--model, with --preferences or --prompts)")
     for field in dataclasses.fields(RlhfConfig):
         if field.name not in NOT_OPTIONS:
@@ -111,10 +115,16 @@ def real_config(options: argparse.Namespace, recipe: Any, tokens: int) -> Any:
 
     names = [f.name for f in dataclasses.fields(RlhfConfig) if f.name not in NOT_OPTIONS]
     given = {n: getattr(options, n) for n in names if hasattr(options, n)}
-    if not given:
+    given = recipe.task | given
+    for_worlds = bool(recipe.policy or recipe.reward) or not recipe.real
+    if not given and for_worlds:
         return None
     if "model" not in given:
-        raise ValueError(f"--{next(iter(given))} is for real models: give --model too")
+        if given:
+            raise ValueError(f"--{next(iter(given))} is for real models: give --model too")
+        raise ValueError(
+            "this recipe is for real models: give --model, and --preferences or --prompts"
+        )
     for name in ("world", "world_seed"):
         if getattr(options, name) is not None:
             raise ValueError(f"--{name} is of the self-contained worlds; with --model leave it out")
@@ -136,18 +146,19 @@ def command_of(arguments: list[str]) -> str:
 
 def make_plan(options: argparse.Namespace, rest: list[str], arguments: list[str]) -> Any:
     """What was asked for, with every setting checked; ValueError says what to change."""
-    is_real = hasattr(options, "model")
     names = ["+".join(method_names.split(name)) for name in options.method]
     world_seeds = [0] if options.world_seed is None else options.world_seed
     check_lists(names, {"seed": options.seed, "world_seed": world_seeds}, options.jobs)
     if len(set(options.world or [])) < len(options.world or []):
         raise ValueError("--world names one world twice")
+    check_jobs(options.jobs)
     given_gr, given_reset = given_method_options(options)
     # the checks that need no heavy import come first
     method_names.check_used(names, {}, given_gr, given_reset)
     from .stage_recipe import load
 
-    recipe = load(options.recipe or ("real" if is_real else "tiny"))
+    recipe = load(options.recipe or ("real" if hasattr(options, "model") else "tiny"))
+    is_real = hasattr(options, "model") or bool(recipe.task)
     evaluation: dict[str, Any] = _evaluation(options, recipe.evaluation)
     from .loop import quiet, trainer_classes
 
@@ -158,6 +169,9 @@ def make_plan(options: argparse.Namespace, rest: list[str], arguments: list[str]
     check_recipe_fields(recipe.trainer)
     given = with_steps(options, given)
     trainer = {"max_steps": recipe.steps} | recipe.trainer
+    trainer = with_accumulation(
+        trainer, given, recipe.completions_per_step, options.completions_per_step
+    )
     if is_real:
         import torch
 
@@ -169,6 +183,7 @@ def make_plan(options: argparse.Namespace, rest: list[str], arguments: list[str]
         method_names.resolve(name, trainer, recipe.methods, given, given_gr, given_reset)
         for name in names
     ]
+    methods = paired(methods, options.step_length)
     common: dict[str, Any] = {"threads": recipe.threads, "trainer": trainer_name}
     if options.alarm:
         if not recipe.alarm:
@@ -190,6 +205,7 @@ def make_plan(options: argparse.Namespace, rest: list[str], arguments: list[str]
             method.config,
             method.gr,
             reference=method.reference,
+            control=method.control,
             **common,
             **where,
         )
@@ -231,9 +247,10 @@ def make_plan(options: argparse.Namespace, rest: list[str], arguments: list[str]
 
 def check_plan(plan: Any) -> None:
     """Inputs and settings whose check needs models or data; cheap ones came before."""
-    from .stage_run import check_only
+    from .stage_run import check_launch, check_only
 
-    check_output(plan.output, plan.resume)
+    decided_by_main(lambda: check_output(plan.output, plan.resume))
+    check_launch(plan)
     real = plan.pipelines[0].real
     if real is not None:
         from .stage_checks import check_inputs
@@ -247,7 +264,7 @@ def check_plan(plan: Any) -> None:
 def main(arguments: list[str]) -> int:
     """Plan, check, run the stages; 2 for wrong input, 1 if a stage failed."""
     options, rest = arguments_parser().parse_known_args(arguments)
-    if not hasattr(options, "model"):
+    if not hasattr(options, "model") and options.recipe in (None, "tiny", "smoke"):
         # the worlds need no network: their models are built on this machine
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from .reward_trainer import BadReward
@@ -257,10 +274,10 @@ def main(arguments: list[str]) -> int:
         check_plan(plan)
         waiting = []
         if plan.only in (None, "rl"):
-            waiting = prepare(plan.arms, plan.output, plan.resume)
+            waiting = prepare_together(plan.arms, plan.output, plan.resume)
     except (ValueError, OSError, BadReward) as error:
         return complain(error)
-    for note in plan.notes:
+    for note in plan.notes if is_main() else ():
         print(f"note: {note}", file=sys.stderr)
     from .stage_run import run_plan
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .alarm import AlarmRule
+from .launch import check_completions
 from .methods import COMBINED, GR_FIELDS, KL_FIELDS, RESET_FIELDS
 from .recipe import find
 from .stage_options import RlhfConfig
@@ -16,9 +17,10 @@ METHOD_KEYS = {
     "kl": ("beta",), "reset": (*KL_FIELDS, *RESET_FIELDS), "gr": GR_FIELDS, "gr+kl": COMBINED
 }  # fmt: skip
 EVALUATION = {"prompts": 256, "samples": 4, "seed": 0}
-# what a recipe does not decide: which world, which models, which data
-NOT_REAL = (
-    "model", "preferences", "prompts", "sft", "gold_model", "judge_model", "reward_model", "tokens",
+# the options of RlhfConfig under `task:`; the others are under `real:`
+TASK = (
+    "model", "preferences", "prompts", "sft", "gold_model", "judge_model", "reward_model", "split",
+    "limit", "bad_rows",
 )  # fmt: skip
 
 
@@ -29,7 +31,9 @@ class RlhfRecipe:
     steps: int
     policy: dict[str, Any] = field(default_factory=dict)  # of the worlds: PolicySettings
     reward: dict[str, Any] = field(default_factory=dict)  # of the worlds: RewardSettings
-    real: dict[str, Any] = field(default_factory=dict)  # of real runs: RlhfConfig
+    real: dict[str, Any] = field(default_factory=dict)  # of real runs: sizes of the stages
+    task: dict[str, Any] = field(default_factory=dict)  # of real runs: models and data
+    completions_per_step: int | None = None  # over all devices
     trainer: dict[str, Any] = field(default_factory=dict)
     methods: dict[str, dict[str, Any]] = field(default_factory=dict)
     evaluation: dict[str, int] = field(default_factory=dict)
@@ -102,13 +106,15 @@ def load(name: str) -> RlhfRecipe:
     _known(data, _names(RlhfRecipe), where)
     if not isinstance(data.get("steps"), int) or data["steps"] < 1:
         raise ValueError(f"{where}: steps must be a whole number of at least 1")
-    data = plain_numbers(data)
-    for part in ("policy", "reward", "real", "trainer", "methods", "evaluation", "alarm"):
+    data = {k: v if k == "completions_per_step" else plain_numbers(v) for k, v in data.items()}
+    check_completions(data.get("completions_per_step"), where)
+    for part in ("policy", "reward", "real", "task", "trainer", "methods", "evaluation", "alarm"):
         data[part] = data.get(part) or {}
     for part, cls, without in (
         ("policy", PolicySettings, ("language", "seed", "version")),
         ("reward", RewardSettings, ("policy", "seed", "version")),
-        ("real", RlhfConfig, NOT_REAL),
+        ("real", RlhfConfig, (*TASK[:7], "tokens")),
+        ("task", RlhfConfig, _names(RlhfConfig, *TASK)),
     ):
         _known(data[part], _names(cls, *without), f"{where}, {part}")
         data[part] = typed(data[part], cls, f"{where}, {part}")

@@ -10,12 +10,14 @@ from typing import Any
 
 from . import parallel
 from .arm import Arm
+from .processes import finish, is_main, world_size
 from .stage_evaluate import evaluate_arm, evaluated, show, write_tables
 from .stage_options import RlhfConfig
 from .stages import Stage, check_earlier, run_stages
 from .worlds.preferences import RewardSettings
 
 BEFORE = ("sft", "pairs", "labels", "reward")
+ALL_BEFORE = "before"  # for --stage: all of them
 STAGES = (*BEFORE, "rl", "evaluate")
 
 
@@ -59,9 +61,23 @@ class Plan:
     notes: list[str] = field(default_factory=list)
 
 
+def check_launch(plan: Plan) -> None:
+    """ValueError where several processes would run what is made for one."""
+    if world_size() == 1 or plan.only == "rl":
+        return
+    if plan.only is not None:
+        raise ValueError(f"--stage {plan.only} is for one process: run it without a launcher")
+    for pipeline in plan.pipelines:
+        if any(not stage.finished for stage in pipeline.stages()):
+            raise ValueError(
+                "under a launcher only RL is trained, and the stages before it are not finished. "
+                f"Run them by one process first:\n    {plan.command} --stage {ALL_BEFORE}"
+            )
+
+
 def check_only(plan: Plan) -> None:
     """ValueError where the one stage that was asked for cannot be run yet, or does not exist."""
-    if plan.only is None:
+    if plan.only in (None, ALL_BEFORE):
         return
     for pipeline in plan.pipelines:
         stages = pipeline.stages()
@@ -106,14 +122,18 @@ def run_plan(plan: Plan, waiting: Sequence[tuple[Arm, Path]]) -> int:
     """Run what is missing of the plan, then write the tables; 1 if something failed, else 0."""
     threads = plan.arms[0].threads
     failed: dict[str, str] = {}
-    if plan.only is None or plan.only in BEFORE:
+    only = None if plan.only == ALL_BEFORE else plan.only
+    if world_size() == 1 and plan.only in (None, ALL_BEFORE, *BEFORE):
         calls: dict[str, parallel.Call] = {
-            f"stages{pipeline.name}": (_before, pipeline, plan.only, plan.command, threads)
+            f"stages{pipeline.name}": (_before, pipeline, only, plan.command, threads)
             for pipeline in plan.pipelines
         }
         failed = parallel.run_calls(calls, plan.jobs)
     if not failed and plan.only in (None, "rl"):
         failed = parallel.run_all(list(waiting), plan.jobs)
+    finish()
+    if not is_main():
+        return 1 if failed else 0  # the evaluation is the main process's
     folders = {arm.name: plan.output / arm.name for arm in plan.arms}
     if plan.only in (None, "evaluate"):
         calls = {
@@ -123,14 +143,14 @@ def run_plan(plan: Plan, waiting: Sequence[tuple[Arm, Path]]) -> int:
             and not evaluated(arm, folders[arm.name], plan.evaluation)
         }
         failed |= parallel.run_calls(calls, plan.jobs)
-    if plan.only not in BEFORE:
+    if plan.only not in (ALL_BEFORE, *BEFORE):
         _report(plan)
     for name, message in failed.items():
         print(f"error: {name} failed: {message}", file=sys.stderr)
-    if plan.only in BEFORE and not failed:
+    if plan.only in (ALL_BEFORE, *BEFORE) and not failed:
         for pipeline in plan.pipelines:
             for stage in pipeline.stages():
-                if stage.name == plan.only:
+                if plan.only in (ALL_BEFORE, stage.name):
                     print(f"{stage.name} is in {stage.folder}")
     return 1 if failed else 0
 

@@ -42,20 +42,45 @@ class Task:
     model_init: dict[str, Any] = field(default_factory=dict)
     watched: tuple[str, ...] = ()  # further names in the trainer's logs to keep
     hack: HackRule | None = None  # what counts as a hacked run; None: the rule for [0, 1]
+    hackable: bool = True  # False: the proxy is the truth, so nothing could show a hack
     evaluation: Evaluation | None = None  # pass@1 on held-out questions, after training
 
 
+# How TRL's trainers sample: not as the model's own generation_config says, which may cut rare
+# tokens or punish repetition.
+SAMPLING = {"top_k": 0, "top_p": 1.0, "min_p": None, "repetition_penalty": 1.0}
+
+
+def sampling_of(config: dict[str, Any]) -> dict[str, Any]:
+    """The sampling fields of a GRPOConfig, with TRL's defaults; `temperature` among them."""
+    fields = SAMPLING | {"temperature": 1.0}
+    return {name: config.get(name, value) for name, value in fields.items()}
+
+
 def generate(
-    model: Any, tokenizer: Any, prompts: Sequence[Any], seed: int, tokens: int, temperature: float
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Any],
+    seed: int,
+    tokens: int,
+    temperature: float,
+    **sampling: Any,
 ) -> list[list[int]]:
-    """Sampled completions as token ids; the caller's random state is left as it was."""
+    """Sampled completions as token ids; the caller's random state is left as it was.
+
+    `sampling`: top_k, top_p, min_p, repetition_penalty, over those of `SAMPLING`.
+    """
     import torch
 
     given = prompt_tensors(tokenizer, prompts).to(model.device)
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         out = model.generate(
-            **given, max_new_tokens=tokens, do_sample=True, top_k=0, temperature=temperature
+            **given,
+            max_new_tokens=tokens,
+            do_sample=True,
+            temperature=temperature,
+            **(SAMPLING | sampling),
         )
     return out[:, given["input_ids"].shape[1] :].tolist()
 

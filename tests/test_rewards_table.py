@@ -6,6 +6,8 @@ import pytest
 
 from integrations.rewards import REWARD_RANGES, RULES
 from integrations.rewards.form import REASONING_KEYWORDS, completion_text
+from integrations.rewards.math_answer import check_reference
+from integrations.rewards.verifier import VERIFIER
 
 
 def work(answer: str, reasoning: str = "6 * 12 is 72.") -> str:
@@ -49,6 +51,12 @@ ANSWERS = [
     ("x = 72", "72", True),
     ("72\\text{ cm}^2", "72", True),
     ("90^\\circ", "90", True),
+    ("{12}", "12", True),
+    ("{\\frac12}", "0.5", True),
+    ("(12)", "12", True),
+    ("(1,000)", "1000", False),
+    ("72€", "72", True),
+    ("72\\ ", "72", True),
     ("50%", "50", True),
     ("50\\%", "50", True),
     ("50%", "0.5", False),
@@ -65,6 +73,9 @@ ANSWERS = [
     ("72\\text{ or }73", "72", False),
     ("72\\text{ or seventy}", "72", False),
     ("60+12", "72", False),
+    ("10^6", "1000000", False),
+    ("x=72, x=73", "72", False),
+    ("x=1,x=000", "1000", False),
     ("6 \\cdot 12", "72", False),
     ("8^2+8", "72", False),
     ("\\sqrt{5184}", "72", False),
@@ -139,6 +150,37 @@ FORMULAS = [
     ("nylevE", "\\text{Evelyn}", False),
     ("\\text{(B)}", "B", True),
     ("C", "\\text{(B)}", False),
+    ("Odd", "odd", True),
+    ("No", "no", True),
+    ("on", "no", False),
+    ("on", "\\text{no}", False),
+    ("ann", "Ann", True),
+    ("ba", "ab", True),  # a product
+    ("cab", "\\text{abc}", False),
+    ("{\\sqrt{2}}", "\\sqrt{2}", True),
+    ("72.0", "\\text{72}", True),
+    ("12 inches", "12 \\text{ inches}", True),
+    ("12 cm^2", "12\\text{ cm}^{2}", True),
+    ("12 feet", "12 \\text{ inches}", False),
+    ("12 min", "12 \\text{ in}", False),
+    ("x=2, x=3", "2,3", True),
+    ("x=2\\text{ or }x=3", "2,3", True),
+    ("x=2,3", "2,3", True),
+    ("x=2, y=3", "2,3", False),
+    ("x=2=4, x=3", "2,3", False),
+    ("x=2, x=3", "(2,3)", False),
+    ("x=\\sqrt{2}, x=3", "\\sqrt{2}", False),
+    ("\\sqrt{2} \\approxeq \\sqrt{3}", "\\sqrt{2}", False),
+    ("\\sqrt{2} \\thickapprox 3", "\\sqrt{2}", False),
+    ("\\frac{d}{dx}(x^3/3+x)", "x^2+1", False),
+    ("\\frac d{dx}(x^3/3+x)", "x^2+1", False),
+    ("\\frac{\\partial}{\\partial x}(x^3/3+x)", "x^2+1", False),
+    ("\\frac{d}{2}", "d/2", True),
+    ("X", "x", False),
+    ("X^2+1", "x^2+1", False),
+    ("0", "R-r", False),
+    ("-r+R", "R-r", True),
+    ("r\\in\\mathbb{R}", "\\mathbb{R}", True),
 ]
 
 
@@ -159,6 +201,8 @@ PLACES = [
     ("\\boxed{72", 0, 0),
     ("\\boxed{72} \\boxed{", 0, 0),
     ("\\boxed72", 0, 0),
+    ("\\boxed 72", 0, 0),
+    ("\\boxed 7 \\boxed{72}", 0, 0),
     ("\\boxed{}", 0, 0),
     ("\\boxed{72\\}", 0, 0),
     ("boxed{72}", 0, 0),
@@ -248,6 +292,42 @@ def test_references_that_cannot_be_used() -> None:
         RULES["boxed_correctness"]([""], ["72"], reference=[""])
     with pytest.raises(ValueError, match="Give the final answer alone"):
         give("boxed_correctness", "72", "9" * 301)
+
+
+@pytest.mark.parametrize("text", ["$\\boxed 7$", "\\boxed7.", "\\(\\boxed 7\\)", "\\boxed{ {7} }"])
+def test_boxes_of_one_sign_and_of_two_braces(text: str) -> None:
+    assert give("boxed_correctness", f"So {text}", "7") == 2
+    assert give("boxed_correctness", "\\boxed{7.0}", text) == 2  # as a reference, too
+
+
+@pytest.mark.parametrize(
+    ("reference", "said"),
+    [
+        (" ", "1 characters; it must have 1 to 300"),
+        ("x+" * 200, "Give the final answer alone"),
+        ("\\boxed{1} \\boxed{2}", "several boxes"),
+        ("it is \\boxed{1}", "text around it"),
+        ("\\frac{1}{2", "a brace without its partner"),
+        ("1}", "a brace without its partner"),
+        ("$$", "no letter and no digit"),
+        ("\\text{}", "no letter and no digit"),
+        ("{}", "no letter and no digit"),
+    ],
+)
+def test_references_that_no_answer_equals(reference: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        check_reference(reference)
+    with pytest.raises(ValueError, match=said):
+        give("boxed_correctness", "\\boxed{1}", reference)
+
+
+def test_references_that_can_be_used() -> None:
+    before = VERIFIER.comparisons
+    for _, reference, _ in (*ANSWERS, *FORMULAS):
+        check_reference(reference)
+    for reference in ("[0,1)", "\\{1\\}", "\\emptyset", "-\\infty", "\\boxed{3}", "\\$5", "A"):
+        check_reference(reference)
+    assert VERIFIER.comparisons == before  # no process is asked
 
 
 def test_registry_and_ranges_name_the_same_rules() -> None:

@@ -139,7 +139,7 @@ def test_what_is_given_wins_over_the_recipe() -> None:
         (["--save_steps", "3", "--logging_steps", "2"], "must be a multiple of logging_steps"),
         (["--steps", "0"], "--steps must be at least 1"),
         (["--eval_samples", "1"], "--eval_samples must be at least 2"),
-        (["--recipe", "huge"], "unknown recipe 'huge'; known: real, smoke, tiny"),
+        (["--recipe", "huge"], "unknown recipe 'huge'; known: alpaca-0.5b"),
         (["--sft", "chosen"], "--sft is for real models: give --model too"),
         (["--recipe", "smoke", "--alarm", "log"], "--alarm needs a rule"),
         (["--jobs", "0"], "--jobs must be at least 1"),

@@ -124,6 +124,13 @@ def test_the_rule_world_runs_with_every_method(tmp_path: Path) -> None:
         (["--rewards", "strict_format"], "exactly one of correctness"),
         (["--rewards", "correctness", "string_equality"], "exactly one of"),
         (["--rewards", "correctness=much"], "correctness=WEIGHT"),
+        (["--rewards", "correctness=nan"], "positive number"),
+        (["--rewards", "correctness=0"], "positive number"),
+        (["--rewards", "boxed_correctness"], "form gsm8k"),
+        (["--eval_limit", "4"], "cannot be held out"),
+        (["--eval_split", "validation"], "eval_dataset"),
+        (["--eval_temperature", "0"], "above 0"),
+        (["--per_device_train_batch_size", "64"], "one batch of completions draws"),
         (["--rewards", "correctness", "correctness"], "twice"),
         (["--eval_samples", "-1"], "eval_samples"),
         (["--limit", "0"], "limit"),
@@ -143,6 +150,28 @@ def test_bad_input_is_refused_before_anything_is_written(
     assert main(command(place, tmp_path / "run", "--method", "gr", *more)) == 2
     assert says in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_data_that_contradict_themselves_are_refused(
+    place: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    twice = [*ROWS, {"question": ROWS[0]["question"].upper(), "answer": "#### 8"}]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in [*twice, *ROWS[1:]]))
+    data = place | {"gsm8k": str(rows)}
+    assert main(command(data, tmp_path / "a")) == 2
+    assert "two results" in capsys.readouterr().err
+    given = command(place, tmp_path / "b", "--eval_dataset", place["gsm8k"])
+    assert main(given) == 2
+    assert "every question is in the training data" in capsys.readouterr().err
+
+
+def test_another_model_does_not_join_a_comparison(place: dict[str, str], tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    assert main(command(place, output, "--method", "none")) == 0
+    other = command(place, output, "--method", "kl", "--temperature", "0.5", "--resume")
+    assert main(other) == 1  # its start was sampled at another temperature
+    assert not (output / "kl-seed0" / "summary.json").exists()
 
 
 def test_a_missing_part_is_named(place: dict[str, str], tmp_path: Path) -> None:

@@ -146,6 +146,35 @@ def test_the_start_policy_is_measured_once_and_gives_the_quintiles(tmp_path: Pat
     assert saved["pass_at_1"]["mean"] == 1.0
 
 
+def test_an_unchanged_policy_keeps_its_quintiles(tmp_path: Path) -> None:
+    """The run's samples are not those that chose the quintiles."""
+    rng = random.Random(3)
+    skill = [rng.betavariate(0.7, 0.8) for _ in range(400)]
+    start = evaluate_start(make(Policy(skill)), lambda: None, tmp_path / "start")
+    run = evaluate_run(make(Policy(skill)), None, tmp_path / "run", tmp_path / "start")
+    for before, after in zip(start["by_quintile"], run["by_quintile"], strict=True):
+        error = (before["high"] - before["low"]) / 3.9  # n = 80 in each
+        assert abs(before["mean"] - after["mean"]) < 4 * error, before["level"]
+
+
+def test_one_sample_per_question_gives_no_quintiles(tmp_path: Path) -> None:
+    start = evaluate_start(make(Policy([0.5] * 20), samples=1), lambda: None, tmp_path / "start")
+    assert "by_quintile" not in start
+    run = evaluate_run(
+        make(Policy([0.5] * 20), samples=1), None, tmp_path / "run", tmp_path / "start"
+    )
+    assert "by_quintile" not in run
+
+
+def test_another_start_policy_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    first = make(Policy([0.5] * 6), facts={"model": "a"})
+    evaluate_start(first, lambda: None, tmp_path / "start")
+    other = make(Policy([0.5] * 6), facts={"model": "b"})
+    with pytest.raises(ValueError, match="another --output"):
+        evaluate_start(other, lambda: None, tmp_path / "start")
+    assert "base" not in evaluate_run(other, None, tmp_path / "run", tmp_path / "start")
+
+
 def test_bad_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 1 completion"):
         make(Policy([0.5]), samples=0)

@@ -29,6 +29,10 @@ GSM = {"question": "1 + 1?", "answer": "1 + 1 = 2\n#### 2"}
         ({"problem": "p", "solution": "no box"}, "boxed"),
         ({"problem": "p", "solution": "\\boxed{}"}, "boxed"),
         ({"problem": "p", "solution": "\\boxed{{1}"}, "boxed"),  # never closed
+        ({"problem": "p", "solution": "\\boxed{1} or \\boxed{2}"}, "2 different"),
+        ({"problem": "p", "solution": f"\\boxed{{{'1' * 400}}}"}, "400 characters"),
+        ({"problem": "p", "solution": "s", "answer": True}, "answer"),
+        ({"problem": "p", "solution": "s", "answer": [1]}, "answer"),
     ],
 )
 def test_a_broken_math_row_is_refused_by_name(row: object, says: str) -> None:
@@ -40,15 +44,19 @@ def test_a_math_row_keeps_its_level_and_its_own_answer() -> None:
     row = check_math_row(MATH | {"level": "Level 2"}, "row 1")
     assert (row.reference, row.level) == ("\\frac{1}{2}", "Level 2")
     assert check_math_row(MATH | {"answer": "0.5"}, "row 1").reference == "0.5"
-    assert check_math_row(MATH | {"answer": 0}, "row 1").reference == "0"
+    assert check_math_row(MATH | {"answer": 0, "level": 0}, "row 1").reference == "0"
+    assert check_math_row(MATH | {"answer": 0, "level": 0}, "row 1").level == "0"
+    assert (
+        check_math_row({"problem": "p", "solution": "\\boxed{1}, \\boxed{1}"}, "").reference == "1"
+    )
 
 
-def test_the_form_follows_from_the_first_row(tmp_path: Path) -> None:
+def test_the_form_follows_from_the_first_row_that_is_one(tmp_path: Path) -> None:
     for name, row, form in (("a", MATH, "math"), ("b", GSM, "gsm8k")):
         path = tmp_path / f"{name}.jsonl"
-        path.write_text(json.dumps(row) + "\n")
+        path.write_text("broken\n" + json.dumps(row) + "\n")
         assert form_of(str(path), "train") == form
-        assert len(load_rows(str(path), "train", None, "error", form)) == 1  # type: ignore[arg-type]
+        assert len(load_rows(str(path), "train", None, "skip", form)) == 1  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("chat", [True, False])

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from integrations.__main__ import main
 from integrations.report import write_samples
-from integrations.viewer.arms import group_runs
+from integrations.viewer.arms import NOTHING, group_runs, place
 from integrations.viewer.command import write_page
-from integrations.viewer.page import build_page
+from integrations.viewer.page import build_page, sentences
 from integrations.viewer.runs import Run, find_runs, parse_samples, read_run
 from integrations.viewer.tables import outcomes
 
@@ -283,6 +283,45 @@ def test_arms_are_told_apart_by_what_differs(tmp_path: Path) -> None:
         ("kl [beta 0.1]", 3, 1),
         ("kl [beta 0.3]", 4, 1),
     ]
+
+
+def test_seeds_of_the_rule_world_are_one_arm() -> None:
+    runs = [
+        Run(Path(str(seed)), str(seed), {"method": "gr", "seed": 7, "rules": {"world": world}})
+        for seed in (0, 1)
+        for world in [{"seed": seed, "rewards": {"correctness": 1.0}}]
+    ]
+    (arm,) = group_runs(runs)
+    assert (arm.label, len(arm.runs)) == ("gr", 2)
+    assert [place(run) for run in runs] == ["seed 7, world 0", "seed 7, world 1"]
+    assert "rules.world.seed 0 / 1" in visible(build_page(runs, "Rules"))
+    other = {"world": {"seed": 1, "rewards": {"correctness": 2.0}}}
+    runs[1].settings["rules"] = other
+    assert len(group_runs(runs)) == 2
+
+
+def test_no_word_about_hacking_where_it_is_not_known(tmp_path: Path) -> None:
+    runs = [
+        Run(tmp_path, method, {"method": method, "rules": {}}, summary={"seed": 0, "hacked": None})
+        for method in ("none", "gr", "kl")
+    ]
+    text = visible(build_page(runs, "Rules"))
+    assert "Hacked:" not in text
+    assert "never" not in text
+    arms = group_runs(runs)
+    table = outcomes(arms)
+    assert [line.cells[table.columns.index("hacked") - 1] for line in table.lines] == [NOTHING] * 3
+    assert not any(sentence.startswith("Hacked") for sentence in sentences(arms))
+    runs[0].summary["hacked"], runs[1].summary["hacked"] = True, False
+    assert "Hacked: “none” 1 of 1; no run of “gr”." in sentences(group_runs(runs))
+    runs[2].summary["hacked"] = False
+    assert "Hacked: “none” 1 of 1; no run of the others." in sentences(group_runs(runs))
+
+
+def test_half_a_surrogate_pair_does_not_end_the_report(tmp_path: Path) -> None:
+    row = {"prompt": "1 + 1", "answer": "2", "before": "a", "after": "b \ud800 c"}
+    make_run(tmp_path / "none", samples=[row])
+    assert "b ? c" in visible(write_page([tmp_path]).read_text(encoding="utf-8"))
 
 
 def test_labels_are_unique() -> None:

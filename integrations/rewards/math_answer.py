@@ -14,7 +14,7 @@ from fractions import Fraction
 from functools import lru_cache
 from itertools import accumulate
 
-from .latex import MAX_ANSWER, clean, is_text
+from .latex import MAX_ANSWER, balanced, boxes, case_apart, clean, is_text, unit
 from .number import parse_exact
 from .verifier import VERIFIER, Verdict
 
@@ -26,7 +26,10 @@ _NAME = re.compile(
 _JOINED = re.compile(r",?\s*(?:\\text\s*\{\s*(?:and|or)\s*\}|\b(?:and|or)\b)\s*")
 # What could put a second value beside the first.
 _SECOND = (
-    re.compile(r"\\(?:approx|equiv|cong|sim|simeq|doteq|to|implies|iff|neq?|ne|not)(?![a-zA-Z])"),
+    re.compile(
+        r"\\(?:(?:thick)?(?:approx|sim)[a-z]*|equiv|cong|doteq\w*|triangleq|to|implies|iff|neq?|not)"
+        r"(?![a-zA-Z])"
+    ),
     re.compile(r"[=≈≠~:;?]|\\(?:[rR]ightarrow|[Ll]ongrightarrow|colon)"),
     re.compile(r"<|>|\\(?:le|ge|leq|geq|lt|gt|leqslant|geqslant)(?![a-zA-Z])"),
     re.compile(r"\\(?:text\w*|mbox|mathrm|operatorname|boxed|fbox|phantom|hspace|label|tag)\b"),
@@ -46,11 +49,12 @@ class Reference:
     number: Fraction | None
     words: str | None
     base: tuple[str, str] | None  # digits and base of 2516_8
+    unit: str  # what `clean` took off
 
 
 @lru_cache(maxsize=65536)
 def read_reference(reference: str) -> Reference:
-    r"""Read a reference; ValueError where it is empty or longer than an answer can be.
+    r"""Read a reference; ValueError where `check_reference` refuses it.
 
     >>> read_reference("\\$1,000").number, read_reference("\\text{(B)}").words
     (Fraction(1000, 1), 'b')
@@ -61,8 +65,36 @@ def read_reference(reference: str) -> Reference:
             f"{MAX_ANSWER}. Give the final answer alone, not the solution."
         )
     text = clean(reference)
-    words = _words(reference) if is_text(reference) else None
-    return Reference(text, parse_exact(text), words, _base(text))
+    if boxes(text) != [] or not balanced(text):
+        raise ValueError(
+            f"The reference {reference[:60]!r} is not one answer: it has a box with text around "
+            "it, several boxes, or a brace without its partner. Give the final answer alone."
+        )
+    number = _number(text)
+    words = _words(reference) if number is None and is_text(reference) else None
+    if not re.search(r"\w|∅|∞", text if words is None else words):
+        raise ValueError(
+            f"The reference {reference[:60]!r} says nothing: it has no letter and no digit. Give "
+            "the final answer."
+        )
+    return Reference(text, number, words, _base(text), unit(reference))
+
+
+def check_reference(text: str) -> None:
+    r"""Refuse a reference that `boxed_correctness` could not use; it takes microseconds.
+
+    ValueError for a text that is empty, too long or without a letter and a digit, for a box with
+    text around it or several boxes, and for braces that do not pair. Whether math-verify
+    understands a formula is not asked.
+
+    >>> check_reference("\\boxed{\\frac{1}{2}}")
+    >>> try:
+    ...     check_reference("\\boxed{1} or \\boxed{2}")
+    ... except ValueError as error:
+    ...     print(str(error)[-28:])
+    Give the final answer alone.
+    """
+    read_reference(text)
 
 
 def compare(reference: str, answer: str) -> Verdict:
@@ -78,18 +110,63 @@ def compare(reference: str, answer: str) -> Verdict:
         return "different"
     if gold.words is not None:
         return _said(_words(answer) == gold.words)
-    text = clean(answer)
+    text = _without_unit(clean(answer), gold.unit)
     if gold.text == text:
         return "equal"
     if not _count(_SECOND[1], gold.text):
-        text = text[name.end() :].strip() if (name := _NAME.match(text)) else text
+        text = _without_names(text, gold.text)
     if gold.number is not None:
-        return _said(parse_exact(text) == gold.number)
+        return _said(_number(text) == gold.number)
     if gold.base is not None:
         return _said(_base(text) == gold.base or text == gold.base[0])
     if _is_hedge(text, gold.text) or _depth(text) > max(MAX_DEPTH, _depth(gold.text)):
         return "different"
-    return VERIFIER.compare(gold.text, text)
+    return VERIFIER.compare(*case_apart(gold.text, text))
+
+
+def _number(text: str) -> Fraction | None:
+    """Like `parse_exact`, and `(12)`; not `(1,000)`, which may be a point."""
+    bare = text[1:-1] if text.startswith("(") and text.endswith(")") and "," not in text else text
+    return parse_exact(bare)
+
+
+def _without_unit(answer: str, unit: str) -> str:
+    """`12 inches` is 12 where the reference is `12 \\text{ inches}`; no other bare word is."""
+    rest = answer[: -len(unit)].rstrip() if unit and answer.endswith(unit) else ""
+    return rest if rest and not rest[-1].isalpha() else answer
+
+
+def _without_names(answer: str, reference: str) -> str:
+    """Without `x=` in front; of a list, without the one name that all its values have.
+
+    A list is so read only where the reference is one: `x=2, x=3` must not be right for 2 or 3.
+    """
+    name = _NAME.match(answer)
+    if name is None:
+        return answer
+    values = _items(answer)
+    if len(values) > 1 and len(_items(reference)) > 1:
+        names = [_NAME.match(value) for value in values]
+        if len({n and "".join(n[0].split()) for n in names}) == 1:
+            rest = [value[n.end() :].strip() for value, n in zip(values, names, strict=True) if n]
+            return ", ".join(rest)
+    return answer[name.end() :].strip()
+
+
+def _items(text: str) -> list[str]:
+    """The values of a list, cut at the commas outside all brackets.
+
+    >>> _items("2 \\\\text{ or } 3"), _items("(1,2)")
+    (['2', '3'], ['(1,2)'])
+    """
+    items, depth = [""], 0
+    for c in _JOINED.sub(",", text):
+        depth += (c in "([{") - (c in ")]}")
+        if c == "," and not depth:
+            items.append("")
+        else:
+            items[-1] += c
+    return [item.strip() for item in items]
 
 
 def _said(equal: bool) -> Verdict:

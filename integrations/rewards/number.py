@@ -10,7 +10,7 @@ MAX_CHARS = 40
 _NUMBER = re.compile(
     r"(?P<sign>[+-]?) ?[$€£]? ?(?P<inner>[+-]?)"
     r"(?P<digits>(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)"
-    r" ?%?\.?"
+    r" ?[%€£]?\.?"
 )
 
 _QUOTIENT = re.compile(

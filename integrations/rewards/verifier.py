@@ -15,11 +15,15 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any, Literal
 
+from .verify_worker import WALL
+
 Verdict = Literal["equal", "different", "timeout", "crash"]
 
 _START = 120.0  # seconds to import sympy and math-verify on a busy machine
+_LATE = "late"  # instead of an answer
 _GRACE = 5.0  # seconds beyond the wall-clock limit of the worker, then it is killed
 _KEPT = 65536  # verdicts
+_FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)  # such an end says nothing about the question
 
 
 class Verifier:
@@ -29,10 +33,10 @@ class Verifier:
     and is not seen before the C code that computes `9^{9^{9}}` has returned.
 
     Arguments:
-        limit: seconds of processor time for one comparison (wall-clock: three times as much).
+        limit: seconds of processor time for one comparison (wall-clock: ten times as much).
 
     Attributes:
-        limit: as above; may be changed at any time.
+        limit: as above; may be changed at any time, which forgets the timeouts found so far.
         references_parsed: references that the current worker has parsed, each once.
         comparisons: comparisons that went to a worker; a pair seen before does not.
 
@@ -44,15 +48,28 @@ class Verifier:
     """
 
     def __init__(self, limit: float = 1.0) -> None:
-        if not limit > 0:
-            raise ValueError(f"limit={limit}: the time limit of a comparison must be above 0 s.")
-        self.limit = limit
         self.references_parsed = self.comparisons = 0
         self._verdicts: OrderedDict[tuple[str, str], Verdict] = OrderedDict()
         self._lock = threading.Lock()
-        self._endless: set[str] = set()  # references that math-verify never finishes parsing
+        self._endless: set[str] = set()  # references that take longer than `limit` to parse
         self._worker: subprocess.Popen[bytes] | None = None
+        self.limit = limit
         _ALL.add(self)
+
+    @property
+    def limit(self) -> float:
+        """Seconds of processor time for one comparison; ValueError unless above 0."""
+        return self._limit
+
+    @limit.setter
+    def limit(self, seconds: float) -> None:
+        if not seconds > 0:
+            raise ValueError(f"limit={seconds}: the time limit of a comparison must be above 0 s.")
+        with self._lock:
+            self._limit = seconds
+            self._endless.clear()
+            for key in [key for key, said in self._verdicts.items() if said == "timeout"]:
+                del self._verdicts[key]
 
     def compare(self, reference: str, answer: str) -> Verdict:
         """Whether `answer` says the same as `reference`.
@@ -62,11 +79,14 @@ class Verifier:
         """
         key = (reference, answer)
         with self._lock:
-            if key not in self._verdicts:
-                self._verdicts[key] = self._ask(reference, answer)
+            if key in self._verdicts:
+                return self._verdicts[key]
+            verdict, sure = self._ask(reference, answer)
+            if sure:
+                self._verdicts[key] = verdict
                 if len(self._verdicts) > _KEPT:
                     self._verdicts.popitem(last=False)
-            return self._verdicts[key]
+            return verdict
 
     def start(self) -> None:
         """Start the worker now: an installation that is broken is then found before long work."""
@@ -84,27 +104,36 @@ class Verifier:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _ask(self, reference: str, answer: str) -> Verdict:
+    def _ask(self, reference: str, answer: str) -> tuple[Verdict, bool]:
+        """The verdict, and whether it would be the same another time.
+
+        It would not where the wall-clock ran out or something else ended a process: that is the
+        machine's doing, and such a verdict must not stay.
+        """
         question = {"reference": reference, "answer": answer, "limit": self.limit}
         line = json.dumps(question).encode() + b"\n"  # ASCII, so half a surrogate pair passes too
         self.comparisons += 1
+        sure = False
         for _ in range(2):  # again where something else ended the worker, such as a full memory
             if reference in self._endless:
-                return "timeout"
+                return "timeout", True
             worker = self._started()
             try:
-                reply = _exchange(worker, line, 2 * 3 * self.limit + _GRACE)
+                reply = _exchange(worker, line, 2 * WALL * self.limit + _GRACE)
             except BaseException:  # Ctrl-C here would leave a verdict for the next question
                 self._kill()
                 raise
-            if reply is not None:
+            if isinstance(reply, dict):
                 self.references_parsed = reply["parsed"]
-                return reply["verdict"]
+                return reply["verdict"], reply["sure"]
             self._kill()
             # Only the reference is parsed in the worker itself, under the same timers.
-            if worker.returncode in (-signal.SIGPROF, -signal.SIGALRM):
+            if worker.returncode == -signal.SIGPROF:
                 self._endless.add(reference)
-        return "crash"
+            elif reply == _LATE or worker.returncode == -signal.SIGALRM:
+                return "timeout", False
+            sure = worker.returncode not in _FROM_OUTSIDE
+        return "crash", sure
 
     def _started(self) -> "subprocess.Popen[bytes]":
         if self._worker is not None and self._worker.poll() is None:
@@ -159,7 +188,7 @@ def _close_pipes(worker: "subprocess.Popen[bytes]") -> None:
 
 
 def _exchange(worker: "subprocess.Popen[bytes]", data: bytes, seconds: float) -> Any:
-    """Send a line and return the answer; None where the worker ended or took too long."""
+    """Send a line and return the answer; None where the worker ended, `_LATE` out of time."""
     assert worker.stdin is not None
     try:
         while data:
@@ -170,14 +199,15 @@ def _exchange(worker: "subprocess.Popen[bytes]", data: bytes, seconds: float) ->
 
 
 def _read(worker: "subprocess.Popen[bytes]", seconds: float) -> Any:
-    """The next line, decoded; None where the worker ended or took too long."""
+    """The next line, decoded; None where the worker ended, `_LATE` where time ran out."""
     assert worker.stdout is not None
     waiting = select.poll()
     waiting.register(worker.stdout, select.POLLIN)
     end, line = time.monotonic() + seconds, b""
     while not line.endswith(b"\n"):
-        ready = waiting.poll(max(0.0, end - time.monotonic()) * 1000)
-        part = worker.stdout.read(4096) if ready else b""
+        if not waiting.poll(max(0.0, end - time.monotonic()) * 1000):
+            return _LATE
+        part = worker.stdout.read(4096)
         if not part:
             return None
         line += part

@@ -23,6 +23,7 @@ from ..progress import Say, silent
 
 QUINTILES = ("hardest", "hard", "middle", "easy", "easiest")
 SAMPLES, RESULT = "samples.jsonl", "evaluation.json"
+TOLD = {"start": "start policy", "run": "evaluation"}
 
 
 @dataclass
@@ -58,10 +59,14 @@ class Evaluation:
             for start in range(0, len(self.prompts), size)
         ]
 
-    def name(self) -> str:
-        """A fingerprint of questions and settings: rows of another evaluation are not mixed in."""
-        plain = {"prompts": list(self.prompts), "samples": self.samples, "seed": self.seed}
-        return fingerprint(plain | {"batch": self.batch, "facts": self.facts})
+    def name(self, stream: str) -> str:
+        """A fingerprint of all that decides the rows: those of another evaluation are not mixed in.
+
+        `stream` is "start" or "run": their completions have random seeds of their own.
+        """
+        plain = {"prompts": list(self.prompts), "columns": self.columns, "facts": self.facts}
+        numbers = {"samples": self.samples, "seed": self.seed, "batch": self.batch}
+        return fingerprint(plain | numbers | {"stream": stream})
 
 
 def pass_at_1(shares: Sequence[float], samples: int) -> dict[str, Any]:
@@ -88,13 +93,13 @@ def pass_at_1(shares: Sequence[float], samples: int) -> dict[str, Any]:
 
 
 def write_samples(
-    evaluation: Evaluation, model: Any, folder: Path, say: Say = silent, name: str = "evaluation"
+    evaluation: Evaluation, model: Any, folder: Path, say: Say = silent, stream: str = "run"
 ) -> list[dict[str, Any]]:
     """One row per question: `right` and `formatted`, a 0 or 1 per sample, and the `texts`.
 
     Rows that `folder` holds already are kept; each process writes a file of its own.
     """
-    key = evaluation.name()
+    key = evaluation.name(stream)
     parts = sorted(folder.glob(f"*{SAMPLES}"))
     done = {row["index"] for part in parts for row in read_rows(part) if row["key"] == key}
     wait()  # every process has seen the same files before one of them grows
@@ -108,11 +113,11 @@ def write_samples(
         for number, group in enumerate(groups):
             if number % world_size() != rank() or done.issuperset(group):
                 continue
-            for row in _one_group(evaluation, model, number, group):
+            for row in _one_group(evaluation, model, stream, number, group):
                 file.write(json.dumps({"key": key} | row) + "\n")
             file.flush()
             os.fsync(file.fileno())
-            say(name, number + 1, len(groups), "writing and grading")
+            say(TOLD[stream], number + 1, len(groups), "writing and grading")
     wait()
     rows: dict[int, dict[str, Any]] = {}
     for part in sorted(folder.glob(f"*{SAMPLES}")):
@@ -124,11 +129,13 @@ def write_samples(
 
 
 def _one_group(
-    evaluation: Evaluation, model: Any, number: int, group: range
+    evaluation: Evaluation, model: Any, stream: str, number: int, group: range
 ) -> list[dict[str, Any]]:
     k = evaluation.samples
     prompts = [evaluation.prompts[i] for i in group for _ in range(k)]
-    seed = int(fingerprint([evaluation.seed, number]), 16) % 2**31
+    # Not the start policy's seeds: half of its samples chose the quintiles, and a policy that
+    # changed little would draw them again.
+    seed = int(fingerprint([evaluation.seed, stream, number]), 16) % 2**31
     texts = evaluation.complete(model, prompts, seed)
     columns = {
         name: [values[i] for i in group for _ in range(k)]
@@ -152,14 +159,16 @@ def quintiles(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[float], i
     fifth by bad luck would otherwise seem to improve by itself. Questions of the same rate are
     put in an order that does not depend on anything else of them.
     """
-    half = max(1, len(rows[0]["right"]) // 2)
+    half = len(rows[0]["right"]) // 2
+    if not half:
+        raise ValueError("quintiles need at least 2 samples of each question")
     rates = [statistics.fmean(row["right"][:half]) for row in rows]
     rng = random.Random("quintiles")
     order = sorted(range(len(rows)), key=lambda i: (rates[i], rng.random()))
     names = [""] * len(rows)
     for place, i in enumerate(order):
         names[i] = QUINTILES[place * len(QUINTILES) // len(rows)]
-    fresh = [row["right"][half:] or row["right"] for row in rows]
+    fresh = [row["right"][half:] for row in rows]
     return names, [statistics.fmean(values) for values in fresh], len(fresh[0])
 
 
@@ -205,15 +214,21 @@ def evaluate_start(
 
     Written to `folder`/evaluation.json; `load()` gives the model, only if there is work to do.
     """
-    key, path = evaluation.name(), folder / RESULT
+    key, path = evaluation.name("start"), folder / RESULT
     if path.exists():
         result = json.loads(path.read_text(encoding="utf-8"))
-        if result["key"] == key:
-            return result
-    rows = write_samples(evaluation, load(), folder, say, "start policy")
-    levels, fresh, count = quintiles(rows)
-    result = summarise(evaluation, rows) | {"key": key, "quintiles": levels}
-    result["by_quintile"] = by_group(levels, fresh, count, QUINTILES)
+        if result["key"] != key:
+            raise ValueError(
+                f"{path} is of another start policy, other questions or other sampling. Choose "
+                "another --output: one folder compares methods from one start."
+            )
+        return result
+    rows = write_samples(evaluation, load(), folder, say, "start")
+    result = summarise(evaluation, rows) | {"key": key}
+    if evaluation.samples > 1:  # with one sample, the choice would be the measurement
+        levels, fresh, count = quintiles(rows)
+        result["quintiles"] = levels
+        result["by_quintile"] = by_group(levels, fresh, count, QUINTILES)
     if is_main():
         write_text(path, json.dumps(result, indent=2, allow_nan=False))
     wait()
@@ -226,11 +241,11 @@ def evaluate_run(
     """pass@1 of a trained policy into `folder`/evaluation.json, beside the start policy's."""
     path = start / RESULT
     base = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    if base is not None and base["key"] != evaluation.name("start"):
+        base = None  # of another start policy or other questions
     levels = base.get("quintiles") if base else None
-    if levels is not None and len(levels) != len(evaluation.prompts):
-        levels = None
     rows = write_samples(evaluation, model, folder / "evaluation", say)
-    result = summarise(evaluation, rows, levels) | {"key": evaluation.name()}
+    result = summarise(evaluation, rows, levels) | {"key": evaluation.name("run")}
     if base is not None:
         result["base"] = {k: v for k, v in base.items() if k not in ("key", "quintiles", "base")}
     if is_main():

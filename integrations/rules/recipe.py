@@ -73,7 +73,9 @@ def load(name: str) -> RulesRecipe:
     if task:
         try:
             config_of({"model": "-", "dataset": "-"} | task)
-            weights_of(task.get("rewards", []), task.get("form", "gsm8k"))
+            form = task.get("form", "auto")
+            if form != "auto":
+                weights_of(task.get("rewards", []), form)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{where}, task: {error}") from None
     else:

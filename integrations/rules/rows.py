@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..data import (
@@ -18,6 +17,7 @@ from ..data import (
     takes_system_turn,
 )
 from ..rewards.latex import boxes
+from ..rewards.math_answer import read_reference
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -48,24 +48,37 @@ def check_math_row(row: Any, where: str) -> Question:
         if not isinstance(row.get(column), str) or not row[column].strip():
             found = ", ".join(map(str, row)) or "none"
             raise BadRow(f"{where}: no text in column '{column}' (columns: {found}). Fill it in.")
-    answer = row.get("answer")
-    result = (
-        str(answer).strip() if answer not in (None, "") else (boxes(row["solution"]) or [""])[-1]
-    )
+    solution, answer = row["solution"].strip(), row.get("answer")
+    if answer is None or answer == "":
+        found = boxes(solution) or []
+        if len(set(found)) > 1:
+            raise BadRow(
+                f"{where}: 'solution' has {len(set(found))} different results in \\boxed{{}}. "
+                "Leave one, or write the result alone into a column 'answer'."
+            )
+        result = found[0] if found else ""
+    elif isinstance(answer, bool) or not isinstance(answer, str | int | float):
+        raise BadRow(f"{where}: 'answer' is {answer!r}. Write the result as text or a number.")
+    else:
+        result = str(answer).strip()
     if not result:
         raise BadRow(
             f"{where}: 'solution' has no result in \\boxed{{}}. Write the result there, or alone "
             "into a column 'answer'."
         )
-    solution, level = row["solution"].strip(), str(row.get("level") or "")
+    try:
+        read_reference(result)
+    except ValueError as error:
+        raise BadRow(f"{where}: the result cannot be compared with: {error}") from None
+    level = "" if row.get("level") is None else str(row["level"])
     return Question(row["problem"].strip(), solution, result, level)
 
 
 def form_of(source: str, split: str) -> Form:
     """Whether a source has MATH's columns or GSM8K's, from its first row."""
-    for _, row in islice(raw_rows(source, split), 1):
-        if isinstance(row, dict) and "problem" in row and "question" not in row:
-            return "math"
+    for _, row in raw_rows(source, split):
+        if isinstance(row, dict):  # not a broken line
+            return "math" if "problem" in row and "question" not in row else "gsm8k"
     return "gsm8k"
 
 

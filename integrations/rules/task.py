@@ -6,11 +6,13 @@ Of a real model and a data set, or of the self-contained rule world (`worlds.rul
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..data import Questions
-from ..tasks import Task, generate
+from ..processes import world_size
+from ..tasks import Task, generate, sampling_of
 from .evaluate import Evaluation
 from .rows import FORMS, STYLES, Form, form_of, load_rows, prompt_rows
 
@@ -23,6 +25,11 @@ PAID = ("correctness", "string_equality", "boxed_correctness")
 REWARDS = {
     "gsm8k": ["correctness", "integer_answer", "strict_format", "soft_format", "tag_count"],
     "math": ["boxed_correctness", "reasoning_keywords"],
+}
+# rewards that read the other form of completion
+OTHER_FORM: dict[str, set[str]] = {
+    "gsm8k": {"boxed_correctness"},
+    "math": {"correctness", "integer_answer", "strict_format", "soft_format", "tag_count"},
 }
 TOP = 2.0  # what a right answer is paid
 
@@ -66,6 +73,10 @@ def config_of(given: dict[str, Any]) -> RulesConfig:
         raise ValueError(f"--form {config.form}: give one of auto, {', '.join(FORMS)}")
     if config.prompt not in STYLES:
         raise ValueError(f"--prompt {config.prompt}: give one of {', '.join(STYLES)}")
+    if config.eval_dataset is None and config.eval_split != "test":
+        raise ValueError("--eval_split is of --eval_dataset: give both, or leave it out")
+    if config.eval_temperature is not None and not config.eval_temperature > 0:
+        raise ValueError(f"--eval_temperature must be above 0, got {config.eval_temperature}")
     for name in ("limit", "eval_limit", "eval_batch"):
         value = getattr(config, name)
         if value is not None and value < 1:
@@ -90,13 +101,19 @@ def weights_of(rewards: list[str], form: Form) -> dict[str, float]:
             weights[name] = float(number) if given else 1.0
         except ValueError:
             raise ValueError(f"--rewards {item}: write {name} or {name}=WEIGHT") from None
+        if not math.isfinite(weights[name]) or (name in PAID and not weights[name] > 0):
+            raise ValueError(f"--rewards {item}: the weight must be a positive number")
     paid = [name for name in weights if name in PAID]
     if len(paid) != 1:
         raise ValueError(
             f"--rewards needs exactly one of {', '.join(PAID)} (found: {', '.join(paid) or 'none'})"
         )
-    if form == "math" and "integer_answer" in weights:
-        raise ValueError("--rewards integer_answer reads <answer> blocks, which MATH does not have")
+    wrong = sorted(set(weights) & OTHER_FORM[form])
+    if wrong:
+        where = {"gsm8k": "MATH's \\boxed{}", "math": "<answer> blocks, as for GSM8K"}[form]
+        raise ValueError(
+            f"--rewards {', '.join(wrong)}: for {where}; these rows are of form {form}"
+        )
     return weights
 
 
@@ -136,13 +153,15 @@ def _world_task(world: RuleSettings, given: RulesConfig, config: dict[str, Any])
     from ..worlds.rule_task import rule_task
 
     task = rule_task(world, form_weight=given.form_weight)
+    task.hackable = False
     if not given.eval_samples:
         return task
     held = sums.problems(world, "test")
     tokens = config.get("max_completion_length") or sums.MAX_COMPLETION
+    sampling = sampling_of(config)
 
     def complete(model: Any, prompts: list[Any], seed: int) -> list[str]:
-        rows = generate(model, task.tokenizer, prompts, seed, tokens, 1.0)
+        rows = generate(model, task.tokenizer, prompts, seed, tokens, **sampling)
         return [sums.to_text(row) for row in rows]
 
     assert task.true is not None
@@ -155,7 +174,7 @@ def _world_task(world: RuleSettings, given: RulesConfig, config: dict[str, Any])
         samples=given.eval_samples,
         batch=400,
         seed=given.eval_seed,
-        facts={"tokens": tokens},
+        facts={"tokens": tokens, "model": task.model} | sampling,
     )
     return task
 
@@ -168,23 +187,54 @@ def questions_of(given: RulesConfig, form: Form) -> tuple[Questions, Questions]:
             given.eval_dataset, given.eval_split, given.eval_limit, given.bad_rows, form
         )
         return train, held
-    size = min(given.eval_limit or 64, len(train) // 2)
-    if not size:
+    size = given.eval_limit or min(64, len(train) // 2)
+    if not 0 < size < len(train):
         raise ValueError(
-            f"{given.dataset}: {len(train)} row is too few to hold one out. Add rows, or give "
-            "--eval_dataset FILE."
+            f"{given.dataset}: {size} of {len(train)} rows cannot be held out. Give more rows (or "
+            "a larger --limit), a smaller --eval_limit, or --eval_dataset FILE."
         )
     held = Questions(f"{given.dataset} (held out)", train.rows[-size:])
     return Questions(train.source, train.rows[:-size], train.skipped), held
 
 
+def check_questions(train: Questions, held: Questions, config: dict[str, Any]) -> None:
+    """ValueError for too few rows, contradictory ones, or an evaluation on the training rows."""
+    references: dict[str, str] = {}
+    for row in train.rows:
+        if references.setdefault(_plain(row.question), row.reference) != row.reference:
+            raise ValueError(
+                f"{train.source}: one question has two results, {row.question[:60]!r}. Remove one."
+            )
+    if all(_plain(row.question) in references for row in held.rows):
+        raise ValueError(
+            f"{held.source}: every question is in the training data too. Give other held-out rows."
+        )
+    each = int(config.get("per_device_train_batch_size", 8)) * world_size()
+    batch = each * int(
+        config.get("steps_per_generation") or config.get("gradient_accumulation_steps") or 1
+    )
+    needed = batch // int(config.get("num_generations", 8))
+    if len(train) < needed:
+        raise ValueError(
+            f"{train.source}: {len(train)} training rows, and one batch of completions draws "
+            f"{needed}. Give more rows or smaller batches (--completions_per_step)."
+        )
+
+
+def _plain(question: str) -> str:
+    """A question without what does not tell it from another: case and white space."""
+    return " ".join(question.casefold().split())
+
+
 def notes_of(train: Questions, held: Questions) -> list[str]:
     """What a user should see of the data: rows skipped, questions in both sets."""
     notes = [f"{q.source}: {len(q.skipped)} bad rows skipped" for q in (train, held) if q.skipped]
-    both = {row.question for row in train.rows} & {row.question for row in held.rows}
+    seen = {_plain(row.question) for row in train.rows}
+    both = sum(_plain(row.question) in seen for row in held.rows)
+    notes.append(f"{len(train)} questions to train on, {len(held)} held out")
     if both:
         notes.append(
-            f"{len(both)} of the {len(held)} held-out questions are in the training data too, so "
+            f"{both} of the {len(held)} held-out questions are in the training data too, so "
             "pass@1 is too good."
         )
     return notes
@@ -196,8 +246,14 @@ def check_task(rules: dict[str, Any], config: dict[str, Any]) -> list[str]:
     if given.world is not None:
         return []
     form = _form(given)
+    train, held = questions_of(given, form)
+    check_questions(train, held, config)
     _real_task(given, config)
-    return notes_of(*questions_of(given, form))
+    if form == "math":
+        from ..rewards.verifier import VERIFIER
+
+        VERIFIER.start()  # a broken installation is found now
+    return notes_of(train, held)
 
 
 def _form(given: RulesConfig) -> Form:
@@ -237,10 +293,12 @@ def _real_task(given: RulesConfig, config: dict[str, Any]) -> Task:
     def formatted(text: str) -> bool:
         return "\\boxed{" in text if form == "math" else has_strict_format(text)
 
-    temperature = given.eval_temperature or config.get("temperature", 1.0)
+    sampling = sampling_of(config)
+    if given.eval_temperature is not None:
+        sampling["temperature"] = given.eval_temperature
 
     def complete(model: Any, prompts: list[Any], seed: int) -> list[str]:
-        ids = generate(model, tokenizer, prompts, seed, tokens, temperature)
+        ids = generate(model, tokenizer, prompts, seed, tokens, **sampling)
         return tokenizer.batch_decode(ids, skip_special_tokens=True)
 
     def samples(model: Any, seed: int) -> list[dict[str, Any]]:
@@ -265,9 +323,18 @@ def _real_task(given: RulesConfig, config: dict[str, Any]) -> Task:
         reward_scale=TOP * weights[paid],
         further=[RULES[name] for name in others],
         further_weights=[given.form_weight * weights[name] for name in others],
-        model_init={"use_safetensors": True},  # no pickled weights
+        # no pickled weights; as TRL trains and saves it, so that start and end are measured alike
+        model_init={"use_safetensors": True, "dtype": "float32"},
+        hackable=paid != true_name,
         watched=("reward", *(f"rewards/{name}/mean" for name in others), "rules/timeouts"),
-        evaluation=evaluation_of(given, held_data, complete, score(true_name), formatted, tokens),
+        evaluation=evaluation_of(
+            given,
+            held_data,
+            complete,
+            score(true_name),
+            formatted,
+            {"model": given.model, "grader": true_name, "tokens": tokens} | sampling,
+        ),
     )
 
 
@@ -277,13 +344,12 @@ def evaluation_of(
     complete: Any,
     correct: Any,
     formatted: Any,
-    tokens: int,
+    facts: dict[str, Any],
 ) -> Evaluation | None:
     """The evaluation on held-out rows, or None if none is wanted."""
     if not given.eval_samples:
         return None
     columns = {name: list(data[name]) for name in data.column_names if name != "prompt"}
-    facts = {"temperature": given.eval_temperature, "tokens": tokens}
     return Evaluation(
         prompts=list(data["prompt"]),
         columns=columns,

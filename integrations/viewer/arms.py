@@ -11,7 +11,7 @@ from .runs import Run, as_dict
 
 # what differs between the runs of one arm: the seed, and with which judge or world it is paired
 SEEDS = ("seed", "judge.index", "world.reward.seed", "world.reward.policy.seed")
-SEEDS += ("world.reward.policy.language.seed", "policy.seed")
+SEEDS += ("world.reward.policy.language.seed", "policy.seed", "rules.world.seed")
 SHOWN = 3  # differences named in a label
 OWN = ("gr.", "reference.", "control.")  # settings of the methods themselves
 FIRST = ("config.beta", "config.learning_rate", "config.max_steps")  # what readers ask for first
@@ -87,6 +87,8 @@ def place(run: Run) -> str:
     world = as_dict(run.settings.get("world"))
     reward = as_dict(world.get("reward")).get("seed")
     parts += [f"world {world.get('kind', '')}{short(reward)}"] if reward is not None else []
+    rule_world = as_dict(as_dict(run.settings.get("rules")).get("world")).get("seed")
+    parts += [f"world {short(rule_world)}"] if rule_world is not None else []
     return ", ".join(parts)
 
 

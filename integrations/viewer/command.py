@@ -48,7 +48,9 @@ def write_page(folders: list[Path], output: Path | None = None, title: str | Non
         raise ValueError(NO_RUNS.format(names=", ".join(map(str, folders))))
     runs = [read_run(folder, name) for folder, name in found]
     names = [folder.resolve().name for folder in folders]
-    write_text(output, build_page(runs, title or "Runs: " + ", ".join(names)))
+    page = build_page(runs, title or "Runs: " + ", ".join(names))
+    # A JSON file or a file's name may hold half a surrogate pair, which UTF-8 cannot write.
+    write_text(output, page.encode("utf-8", "replace").decode("utf-8"))
     return output
 
 

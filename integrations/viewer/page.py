@@ -81,7 +81,9 @@ def sentences(arms: Sequence[Arm]) -> list[str]:
     judged = [(label, count) for label, count in judged if count != tables.NOTHING]
     some = [f"“{label}” {count}" for label, count in judged if not count.startswith("0 ")]
     if judged:
-        others = "no run of the others" if len(some) < len(judged) else ""
+        none = [f"“{label}”" for label, count in judged if count.startswith("0 ")]
+        unknown = len(judged) < len(arms)  # of which nothing may be said
+        others = f"no run of {listing(none) if unknown else 'the others'}" if none else ""
         words = [*some, others] if some and others else some or ["no run"]
         said.append(f"Hacked: {'; '.join(words)}.")
     few = [f"“{arm.label}”" for arm in arms if len(arm.finished) < FEW]

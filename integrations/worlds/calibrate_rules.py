@@ -42,11 +42,11 @@ CURVES = (
 )  # fmt: skip
 
 TRAINER: dict[str, Any] = PREFERENCE_TRAINER | {
-    "max_steps": 300,
+    "max_steps": 200,
     # 16 prompts x 8 completions, one gradient step per batch: strictly on policy
     "per_device_train_batch_size": 128,
     "max_completion_length": MAX_COMPLETION,
-    "learning_rate": 1.5e-4,
+    "learning_rate": 9e-4,
     "logging_steps": 5,
 }
 
@@ -54,10 +54,16 @@ TRAINER: dict[str, Any] = PREFERENCE_TRAINER | {
 FULL = tuple((method, seed) for seed in (100, 101, 102) for method in METHODS)
 CANDIDATES: dict[str, tuple[dict[str, Any], Sequence[tuple[str, int]]]] = {
     "chosen": ({}, FULL),
-    "long": ({"trainer": {"max_steps": 900}}, (("none", 100),)),
-    "strong": ({"world": {"slip": 0.1, "steps": 800}}, FULL[:2]),
-    "lr 3e-4": ({"trainer": {"learning_rate": 3e-4}}, (("none", 100),)),
-    "careful_broken .95": ({"world": {"careful_broken": 0.95}}, (("none", 100),)),
+    # the same policy at a sixth of the learning rate
+    "slow": ({"trainer": {"learning_rate": 1.5e-4, "max_steps": 300}}, FULL[:2]),
+    # a policy that cannot work the steps out well, at that rate: what was tried before
+    "weak": (
+        {
+            "world": {"slip": 0.2, "steps": 600, "careful_broken": 0.99},
+            "trainer": {"learning_rate": 1.5e-4, "max_steps": 300},
+        },
+        FULL[:4],
+    ),
 }
 
 

@@ -81,15 +81,15 @@ class RuleSettings:
 
     seed: int = 0
     careful: float = 0.3
-    slip: float = 0.2
-    careful_broken: float = 0.99
+    slip: float = 0.1
+    careful_broken: float = 1.0
     quick_broken: float = 0.3
     filler: float = 0.15
     guess: tuple[float, ...] = (0.6, 0.2, 0.1, 0.05)
     train_problems: int = 1_400
     test_problems: int = 200
     demonstrations: int = 30_000
-    steps: int = 600
+    steps: int = 800
     batch: int = 128
     lr: float = 3e-3
     width: int = 64
