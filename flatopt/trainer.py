@@ -71,13 +71,13 @@ def attach(
 
     Raises:
         ValueError: fp16, DeepSpeed, FSDP1, LOMO or layerwise optimizers (not supported here),
-            difference="exact", off_policy_mask_threshold or top_entropy_quantile for a policy trainer, a reference
-            without a KL term, settings that contradict each other or lie outside their range,
-            unknown names, GR attached already.
+            difference="exact" or a mask of tokens that moves with the parameters for a policy
+            trainer, a reference without a KL term, settings that contradict each other or lie
+            outside their range, unknown names, GR attached already.
+        TypeError: not a Trainer, unknown settings.
 
     Warns:
         UserWarning: use_vllm in GRPO with its weights for vLLM's samples (`trainer_vllm`).
-        TypeError: not a Trainer, unknown settings.
 
     Example:
         >>> trainer = GRPOTrainer(model, rewards, args=config, train_dataset=data)  # doctest: +SKIP

@@ -17,7 +17,7 @@ from ..data import (
     takes_system_turn,
 )
 from ..rewards.latex import boxes
-from ..rewards.math_answer import read_reference
+from ..rewards.math_answer import check_reference
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -67,7 +67,7 @@ def check_math_row(row: Any, where: str) -> Question:
             "into a column 'answer'."
         )
     try:
-        read_reference(result)
+        check_reference(result)
     except ValueError as error:
         raise BadRow(f"{where}: the result cannot be compared with: {error}") from None
     level = "" if row.get("level") is None else str(row["level"])
