@@ -2,10 +2,11 @@
 
     python -m integrations.judges_results --output runs/judges --jobs 2
 
-Judges of three strengths in the judge world, each without regularization and with GR. The strengths
-were settled by runs without regularization alone, on seeds 110 and 111. GR has four candidates for
-each judge, chosen on the tuning seeds by the highest final true reward; no regularization has
-nothing to choose. Everything is resumable.
+Judges of three strengths in the judge world, each without regularization and with GR. The
+strengths were settled by runs without regularization alone, on seeds 110 and 111. GR has four
+candidates with the cheap and the middle judge, chosen on the tuning seeds by the highest final true
+reward; with the dear judge it takes the middle one's. No regularization has nothing to choose. All
+is resumable.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ JUDGES: dict[str, dict[str, Any]] = {
     "middle": {},
     "dear": {"demonstrations": 4000, "width": 64, "steps": 800, "hedged": 0.1},
 }
+TUNED = ("cheap", "middle")
 RATIOS = (4.0, 8.0, 16.0, 32.0)
 FIVE = tuple((seed, seed % 2) for seed in range(5))  # (seed, judge): both reporting judges
 
@@ -41,8 +43,8 @@ def settings(judge: str, method: str) -> list[Setting]:
 
 
 def candidates() -> dict[str, list[Setting]]:
-    """Four settings of GR for each judge."""
-    return {f"{judge} gr": settings(judge, "gr") for judge in JUDGES}
+    """Four settings of GR for each judge that it is tuned with."""
+    return {f"{judge} gr": settings(judge, "gr") for judge in TUNED}
 
 
 def reported(
@@ -52,7 +54,12 @@ def reported(
     plan = []
     for judge in JUDGES:
         (none,) = settings(judge, "none")
-        plan += [(s, FIVE) for s in (none, chosen[f"{judge} gr"])]
+        if judge in TUNED:
+            gr = chosen[f"{judge} gr"]
+        else:
+            ratio = chosen["middle gr"].gr["ratio"]
+            (gr,) = (s for s in settings(judge, "gr") if s.gr["ratio"] == ratio)
+        plan += [(s, FIVE) for s in (none, gr)]
     return plan
 
 

@@ -225,7 +225,10 @@ def test_recipe_is_readable_and_known_to_trl() -> None:
     recipe = load("gsm8k")
     assert recipe.steps == 1000
     assert set(recipe.trainer) <= {field.name for field in dataclasses.fields(GRPOConfig)}
-    config = GRPOConfig(output_dir="unused", **{**recipe.trainer, "bf16": False, "use_cpu": True})
+    from integrations.launch import with_accumulation
+
+    trainer = with_accumulation(recipe.trainer, {}, recipe.completions_per_step)
+    config = GRPOConfig(output_dir="unused", **{**trainer, "bf16": False, "use_cpu": True})
     assert config.per_device_train_batch_size * config.gradient_accumulation_steps == 256
     assert config.generation_batch_size == 256
 

@@ -44,14 +44,29 @@ def _lines(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def main_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Accuracy at the start, at its peak and at the end, held out; format and reward at the end."""
-    header = ("method", "runs", "start", "peak", "end", "held out", "format at the end", "reward")
+    """Accuracy at the start, at its peak and at the end, held out; format and reward at the end.
+
+    stuck: strict format in at least .9 of the completions, worked steps in less than .1.
+    """
+    header = (
+        "method",
+        "runs",
+        "stuck",
+        "start",
+        "peak",
+        "end",
+        "held out",
+        "format at the end",
+        "reward",
+    )
     names = ("start", "peak", "final", "held_out", "format", "reward")
     table = []
     for label, mine in groups(rows).items():
         failed = sum(bool(row.get("failed")) for row in rows if row["label"] == label)
         name = f"{label} ({failed} failed)" if failed else label
-        table.append([name, str(len(mine)), *(spread([row[n] for row in mine]) for n in names)])
+        stuck = sum((r["format"] or 0) >= 0.9 and (r["shows_steps"] or 0) < 0.1 for r in mine)
+        counts = [str(len(mine)), f"{stuck}/{len(mine)}"]
+        table.append([name, *counts, *(spread([row[n] for row in mine]) for n in names)])
     return _lines(header, table)
 
 
