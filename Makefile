@@ -58,6 +58,8 @@ results: $(INSTALLED)  ## every number of the results pages, measured again (hou
 	OMP_NUM_THREADS=1 $(PY) -m integrations.results --jobs $(JOBS) $(RESULTS_FLAGS)
 	OMP_NUM_THREADS=1 $(PY) -m integrations.rlhf_results --jobs $(JOBS)
 	OMP_NUM_THREADS=1 $(PY) -m integrations.cheaper_results --jobs $(JOBS)
+	OMP_NUM_THREADS=1 $(PY) -m integrations.judges_results --jobs $(JOBS)
+	OMP_NUM_THREADS=1 $(PY) -m integrations.rules.results --jobs $(JOBS)
 
 bench: $(INSTALLED)  ## what a step costs, in time and memory, as ratios to the plain one (minutes)
 	OMP_NUM_THREADS=1 $(PY) -m benchmarks.cost $(BENCH_FLAGS)
