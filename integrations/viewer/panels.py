@@ -14,7 +14,7 @@ from .svg import Limits, Line, line_plot
 POINTS = 60_000  # drawn in all panels together: about a megabyte
 KNOWN = {
     "proxy": ("Proxy reward", "what is trained on"),
-    "true": ("True reward", "what is wanted; nothing trains on it"),
+    "true": ("True reward", "what is wanted"),
     "reward": ("Reward", "as the trainer saw it"),
     "format": ("Format", "share of completions of the right form"),
     "auc": ("AUC of the proxy", "chance that a right completion outscores a wrong one"),
