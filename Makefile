@@ -17,7 +17,8 @@ TEST_FLAGS ?=
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo rlhf theory test test-slow results bench bench-slow lint wheel clean
+.PHONY: help venv demo rlhf theory test test-slow results bench bench-slow lint wheel \
+	docs docs-serve clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -29,7 +30,7 @@ venv: $(INSTALLED)  ## build the virtual environment, or bring it up to date
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet -c constraints.txt setuptools wheel
-	$(PY) -m pip install --quiet -c constraints.txt --no-build-isolation -e ".[trl,plots,dev]"
+	$(PY) -m pip install --quiet -c constraints.txt --no-build-isolation -e ".[trl,plots,dev,docs]"
 	touch $@
 
 # The main job: the same policy trained against a judge that can be hacked, with and without
@@ -55,11 +56,11 @@ test-slow: $(INSTALLED)  ## the slow tests alone
 	$(PY) -m pytest -n $(JOBS) --dist loadfile -m slow $(TEST_FLAGS)
 
 results: $(INSTALLED)  ## every number of the results pages, measured again (hours)
-	OMP_NUM_THREADS=1 $(PY) -m integrations.results --jobs $(JOBS) $(RESULTS_FLAGS)
-	OMP_NUM_THREADS=1 $(PY) -m integrations.rlhf_results --jobs $(JOBS)
-	OMP_NUM_THREADS=1 $(PY) -m integrations.cheaper_results --jobs $(JOBS)
-	OMP_NUM_THREADS=1 $(PY) -m integrations.judges_results --jobs $(JOBS)
-	OMP_NUM_THREADS=1 $(PY) -m integrations.rules.results --jobs $(JOBS)
+	OMP_NUM_THREADS=1 $(PY) -m integrations.results.judge --jobs $(JOBS) $(RESULTS_FLAGS)
+	OMP_NUM_THREADS=1 $(PY) -m integrations.results.rlhf --jobs $(JOBS)
+	OMP_NUM_THREADS=1 $(PY) -m integrations.results.cheaper --jobs $(JOBS)
+	OMP_NUM_THREADS=1 $(PY) -m integrations.results.judges --jobs $(JOBS)
+	OMP_NUM_THREADS=1 $(PY) -m integrations.results.rules --jobs $(JOBS)
 
 bench: $(INSTALLED)  ## what a step costs, in time and memory, as ratios to the plain one (minutes)
 	OMP_NUM_THREADS=1 $(PY) -m benchmarks.cost $(BENCH_FLAGS)
@@ -81,6 +82,15 @@ wheel: $(INSTALLED)  ## the wheel, in dist/
 	rm -rf build dist
 	$(PY) -m build --wheel --no-isolation --outdir dist
 
+# mkdocs-material prints an advertisement for its successor unless told not to.
+docs docs-serve: export NO_MKDOCS_2_WARNING = 1
+
+docs: $(INSTALLED)  ## the documentation as a site, in site/; a dead link or anchor is an error
+	$(PY) -m mkdocs build --strict
+
+docs-serve: $(INSTALLED)  ## the site at http://127.0.0.1:8000, rebuilt when a page changes
+	$(PY) -m mkdocs serve
+
 clean:  ## remove what the other targets made, but for the environment and out/
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -36,7 +36,7 @@ from benchmarks.cost_methods import (
     make_batches,
     make_step,
 )
-from integrations.results_page import fill
+from integrations.results.page import fill
 
 Row = dict[str, Any]
 SPECIAL = ("fraction", "halves", "strength 0", "offload", "flatopt, forward")
@@ -230,6 +230,7 @@ def write_results(folder: Path, new: Sequence[Row]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Row]:
+    """Measure, print and write what the options ask for; the rows of the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=["6M"])
     parser.add_argument("--tokens", type=int, nargs="+", default=[512, 8], help="per micro-batch")

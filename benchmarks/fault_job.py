@@ -77,6 +77,7 @@ class Trap:
     sprung: bool = False
 
     def step_on(self, place: str, job: "Job") -> None:
+        """Spring if this is the place and the call that the trap waits for."""
         if job.calls == self.call and place == self.place and self.action is not None:
             self.sprung = True
             self.action(job)
@@ -98,6 +99,7 @@ class Job:
 
     @property
     def params(self) -> list[Tensor]:
+        """The net's parameters."""
         return list(self.net.parameters())
 
     def closure(self) -> Tensor:

@@ -41,7 +41,7 @@ CHANGES: dict[str, Callable[[list[float]], Any]] = {
 
 def _trainer(folder: Path) -> Any:
     from integrations.loop import make_trainer
-    from integrations.results import Setting, make_arm
+    from integrations.results.judge_plan import Setting, make_arm
 
     config = {"save_strategy": "steps", "save_steps": 1, "logging_steps": 1}
     arm = make_arm(Setting("gr", "gr", config, recipe="smoke", steps=STEPS), seed=0, judge=0)

@@ -49,6 +49,7 @@ class Drill:
 
     @property
     def failed(self) -> bool:
+        """Whether the fault went unseen, or the resumed run ended elsewhere."""
         return self.silent or self.identical is False
 
 
@@ -289,6 +290,7 @@ DRILLS = {
 
 
 def main() -> None:
+    """Drill one kind of fault and print what was found, as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("fault", choices=DRILLS)
     parser.add_argument("--tries", type=int, default=3)

@@ -68,6 +68,7 @@ class Outcome:
 
     @property
     def failed(self) -> bool:
+        """Whether the fault left anything wrong behind."""
         return self.perturbed or self.not_finite or self.wrong_next
 
 

@@ -200,6 +200,7 @@ def filled(page: str, text: str) -> str:
 
 
 def main() -> None:
+    """Try every fault and write the table of outcomes."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--tries", type=int, default=400, help="of each fault in a step")
     parser.add_argument("--seed", type=int, default=0)

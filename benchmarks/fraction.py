@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from benchmarks.precision_models import Batch, Size, trained_model
 from flatopt import GradRegOptimizer
-from integrations.results_page import fill
+from integrations.results.page import fill
 
 Row = dict[str, Any]
 HALVES = "halves"
@@ -141,6 +141,7 @@ def _label(kind: str, micro: int) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Row]:
+    """Measure, print and write what the options ask for; the rows of the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--fractions", type=float, nargs="+", default=[0.125, 0.25, 0.5])
     parser.add_argument("--micro", type=int, default=16, help="micro-batches in a window")

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from integrations.results_page import fill
+from integrations.results.page import fill
 
 # the same 128 completions a step, in four micro-batches
 PARTS = {"per_device_train_batch_size": 32, "gradient_accumulation_steps": 4}
@@ -38,7 +38,7 @@ ARMS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 def seconds_per_step(name: str, steps: int, seed: int) -> float:
     """CPU seconds per gradient step of one short training in the tiny judge world."""
     from integrations.loop import make_trainer
-    from integrations.results import Setting, make_arm
+    from integrations.results.judge_plan import Setting, make_arm
 
     method, config, gr = ARMS[name]
     setting = Setting(name, method, {"save_strategy": "no"} | config, gr, steps=steps)
@@ -63,6 +63,7 @@ def table(rows: Sequence[dict[str, Any]], steps: int) -> str:
 
 
 def main() -> None:
+    """Measure, print and write what the options ask for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20)

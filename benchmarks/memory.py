@@ -31,7 +31,7 @@ from benchmarks.cost_methods import (
     make_batches,
     make_step,
 )
-from integrations.results_page import fill
+from integrations.results.page import fill
 
 Row = dict[str, Any]
 MARK = "measured step"
@@ -177,6 +177,7 @@ def write_results(folder: Path, rows: Sequence[Row]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Row]:
+    """Measure, print and write what the options ask for; the rows of the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     everything = [m for m in (*FLATOPT, SAM) if m != WITHOUT]
     parser.add_argument("--size", choices=list(SIZES), default="6M")

@@ -208,6 +208,7 @@ def merged(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, print and write what the options ask for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))

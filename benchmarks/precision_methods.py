@@ -175,6 +175,7 @@ def points(
 def gradients_at(
     params: Sequence[Tensor], values: Sequence[Tensors], closure: Callable[[], object]
 ) -> list[Tensors]:
+    """The gradients with the parameters at each of `values`."""
     found = []
     for value in values:
         with placed(params, value):
@@ -273,6 +274,7 @@ def flatopt(problem: Problem, wide: bool = False, **options: Any) -> tuple[Tenso
 
 
 def grad_of(p: Tensor) -> Tensor:
+    """A float32 copy of the parameter's gradient."""
     assert p.grad is not None
     return p.grad.detach().float().clone()
 

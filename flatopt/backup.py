@@ -34,9 +34,13 @@ def cut(t: Tensor, span: slice | None) -> Tensor:
 class Backup(Protocol):
     """Old values of one tensor, saved range by range before each range is written to."""
 
-    def save(self, span: slice | None, part: Tensor, moved: Tensor | None) -> None: ...
+    def save(self, span: slice | None, part: Tensor, moved: Tensor | None) -> None:
+        """Save ``part``, the range ``span`` of the tensor, which ``moved`` is to overwrite."""
+        ...
 
-    def restore(self, p: Tensor) -> None: ...
+    def restore(self, p: Tensor) -> None:
+        """Put back what was saved, and nothing else."""
+        ...
 
 
 class Copied:
@@ -47,10 +51,12 @@ class Copied:
         self.done = 0  # elements saved; those after them were not written to
 
     def save(self, span: slice | None, part: Tensor, moved: Tensor | None) -> None:
+        """Copy `part` to where it stands in the tensor."""
         cut(self.space, span).copy_(part)
         self.done += part.numel()
 
     def restore(self, p: Tensor) -> None:
+        """Copy back what was saved."""
         if self.done == p.numel():
             p.copy_(self.space)
         elif self.done:
@@ -71,6 +77,7 @@ class Counted:
         self.shifted: int | None = None  # ranges written by the shift, once it is over
 
     def save(self, span: slice | None, part: Tensor, moved: Tensor | None) -> None:
+        """Keep how many representable numbers lie between `part` and `moved`, for each weight."""
         assert moved is not None
         steps = moved.view(torch.int16) - part.view(torch.int16)  # modulo 2^16, so exact
         narrow = steps.to(torch.int8)
@@ -82,6 +89,7 @@ class Counted:
             self.counts.append((span, narrow, far.to(torch.int32), part.reshape(-1)[far]))
 
     def restore(self, p: Tensor) -> None:
+        """Go back by the counts; RuntimeError where somebody else wrote to the weight."""
         writes = p._version - self.version
         if self.shifted is None:
             self.shifted = writes
@@ -107,9 +115,10 @@ class Swapped:
         self.own, self.space = p.data, space
 
     def save(self, span: slice | None, part: Tensor, moved: Tensor | None) -> None:
-        pass
+        """Nothing: the range is written to other memory."""
 
     def restore(self, p: Tensor) -> None:
+        """Give the parameter its own memory again."""
         p.data = self.own
         increment_version(p)
 

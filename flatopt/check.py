@@ -24,7 +24,8 @@ class RadiusResult:
 
     Attributes:
         radius: ||theta' - theta|| / ||theta||.
-        cosine: of the estimate with the exact H g. error: ||estimate - H g|| / ||H g||.
+        cosine: of the estimate with the exact H g.
+        error: ||estimate - H g|| / ||H g||.
         realised_step: length of the shift that survived rounding / the intended one.
     """
 
@@ -42,9 +43,11 @@ class CheckResult:
         used: the result at the radius that was asked for, or at the default for this precision.
         best: the result of least error on the grid; its radius is the recommended one.
         grid: all results, by radius.
-        grad_norm, product_norm: ||g|| and ||H g||; their quotient is the strength at which the
-            penalty is as long as the gradient.
-        difference: the one that was judged. precision: what the gradients were computed in.
+        grad_norm: ||g||.
+        product_norm: ||H g||; grad_norm / product_norm is the strength at which the penalty is as
+            long as the gradient.
+        difference: the one that was judged.
+        precision: what the gradients were computed in.
     """
 
     used: RadiusResult
@@ -87,8 +90,9 @@ def gradreg_check(
     """Compare the finite difference with the exact Hessian-gradient product.
 
     Args:
-        model: a module, or its parameters. closure: zero_grad, loss, backward on one batch; it is
-            called about 12 times, with the same random numbers each time.
+        model: a module, or its parameters.
+        closure: zero_grad, loss, backward on one batch; it is called about 12 times, with the same
+            random numbers each time.
         radius: the step length to judge; default: that of `GradRegOptimizer` for this precision.
         difference: "forward", "central", or "auto" as in `GradRegOptimizer`.
         exclude: parameters (not names) left out of the perturbation.

@@ -12,8 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 class Difference:
     r"""A weighted sum of gradients that is a multiple of H g.
 
-    .. math:: H g = \frac{scale}{\epsilon} \Bigl(base \cdot g + \sum_k sign_k\,
-              \nabla L(\theta + point_k\,\epsilon g)\Bigr)
+    .. math:: H g = \frac{\text{scale}}{\epsilon} \Bigl(\text{base} \cdot g
+              + \sum_k \text{sign}_k\,\nabla L(\theta + \text{point}_k\,\epsilon g)\Bigr)
 
     ``points`` are the shifts, in units of eps*g, one further backward pass each.
     """
@@ -70,6 +70,7 @@ class Exact(Difference):
     base, scale = 0.0, 1.0
 
     def factor(self, eps: float) -> float:
+        """1: the pass returns H g itself."""
         return 1.0
 
 
@@ -108,7 +109,8 @@ def product(params: Sequence[Tensor], direction: Sequence[Tensor]) -> list[Tenso
     """H v from gradients that `differentiable` left in ``.grad``; zeros where L is linear.
 
     Args:
-        params: leaf tensors whose ``.grad`` has a graph; direction: v, of the same shapes.
+        params: leaf tensors whose ``.grad`` has a graph.
+        direction: v, of the same shapes.
 
     Returns:
         H v, one detached tensor per parameter, float32 or wider where ``direction`` is.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer, SparseAdam
 
+from flatopt.difference import DIFFERENCES
 from flatopt.precision import DEFAULT_RADIUS
 from flatopt.wrapper import OptimizerWrapper
 
@@ -123,7 +124,7 @@ def check_modes(memory: str, batch: str, fraction: float, difference: str, max_r
     for name, value, known in (
         ("memory", memory, ("fast", "lean")),
         ("batch", batch, ("whole", "halves")),
-        ("difference", difference, ("auto", "forward", "central", "exact")),
+        ("difference", difference, ("auto", *DIFFERENCES)),
     ):
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
@@ -135,7 +136,7 @@ def check_modes(memory: str, batch: str, fraction: float, difference: str, max_r
         )
     if memory == "lean":
         why = {
-            "difference='exact'": difference == "exact",
+            f"difference={difference!r}": difference not in ("auto", "forward", "central"),
             "batch='halves'": batch == "halves",
             "max_ratio": max_ratio is not None,
         }

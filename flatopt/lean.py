@@ -249,6 +249,7 @@ class Adding(Lean):
             p.grad = g
 
     def combine(self, max_ratio: float | None) -> Stats:
+        """Scale the sum of the passes in `.grad` to the gradient of the step; its numbers."""
         if self.why is not None:
             self._restore_kept()
             return Stats(grad_norm=self.grad_norm, strength=0.0, skipped=self.why)
@@ -287,6 +288,7 @@ class Adding(Lean):
         return True
 
     def clear(self, zero_grad: Callable[[], None]) -> None:
+        """Clear the gradients where GR is left out; else the pass adds to them."""
         if self.why is not None:
             zero_grad()  # else the gradients are what the pass adds to
 
@@ -358,6 +360,7 @@ class Streaming(Lean):
             part.copy_(d.mul_(self.weight).add_(part))
 
     def combine(self, max_ratio: float | None) -> Stats:
+        """The numbers of the step, whose gradients the last pass has made already."""
         if self.why is not None:
             self.abandon()
             return Stats(grad_norm=self.grad_norm, strength=0.0, skipped=self.why)

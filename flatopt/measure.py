@@ -40,7 +40,8 @@ def hessian_product(
 
     Args:
         closure: zero_grad, loss, backward, as for `GradRegOptimizer.step`.
-        params: where H is taken; direction: v, tensors of the same shapes.
+        params: where H is taken.
+        direction: v, tensors of the same shapes.
 
     Returns:
         ``H v``, one detached tensor per parameter. ``.grad`` is as before on return.

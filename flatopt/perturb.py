@@ -30,7 +30,9 @@ def displaced(
     inside. Low-precision weights are shifted in float32 and rounded once.
 
     Args:
-        params: tensors to shift; directions: of the same shapes; alpha: multiple of them.
+        params: tensors to shift.
+        directions: of the same shapes.
+        alpha: multiple of them.
         measure: also compute what is yielded.
         keeper: where the old values are kept; by default in a copy.
         dither: rounds 16-bit weights at random, so that the shift is right on average; without it

@@ -27,8 +27,12 @@ class Reference:
     and so are parameters that another optimizer steps.
 
     Attributes:
-        params: gives the policy's parameters; ``snapshot`` and ``average``: their copies.
-        steps, resets: optimizer steps and resets so far. since_reset: steps since the last one.
+        params: gives the policy's parameters.
+        snapshot: the reference's, copies of them.
+        average: their running mean, with ``ema_decay``.
+        steps: optimizer steps so far.
+        resets: resets so far.
+        since_reset: steps since the last one.
         metrics: what ``when`` is given beside the counters; set it, or let the trainer do so.
         decide: agrees on a decision of ``when`` among processes; the identity in a single one.
 

@@ -54,7 +54,7 @@ class CosineStrength(_Ramp):
 class RatioStrength:
     r"""Strength at which the penalty gradient is ``ratio`` times as long as the gradient.
 
-    .. math:: \gamma_t = ratio \cdot \mathrm{EMA}(\|g_1\|) / \mathrm{EMA}(\|H g_1\|)
+    .. math:: \gamma_t = \mathrm{ratio} \cdot \mathrm{EMA}(\|g_1\|) / \mathrm{EMA}(\|H g_1\|)
 
     Both averages have the same decay and start from zero, so the bias of the start cancels in the
     quotient and the first step is exact. Scaling the loss by c scales the first average by c and
@@ -105,7 +105,8 @@ class RatioStrength:
 class ReferenceReset:
     r"""When the reference policy is reset, from what, and to what.
 
-    .. math:: target \leftarrow (1 - mix) \cdot target + mix \cdot source
+    .. math:: \text{target} \leftarrow (1 - \text{mix}) \cdot \text{target}
+              + \text{mix} \cdot \text{source}
 
     Args:
         every: reset after each so many optimizer steps (200).

@@ -57,6 +57,7 @@ class Stats:
 
     @property
     def turn(self) -> Tensor | None:
+        """The angle between g1 and g1 + strength * H g1 in radians; None without GR."""
         if self.penalty_ratio is None or self.curvature is None or self.strength is None:
             return None
         along = self.strength * self.curvature

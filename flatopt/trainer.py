@@ -39,15 +39,16 @@ def attach(
 
     At the end of each accumulation window the micro-batches are replayed at theta' through the
     trainer's own ``training_step`` (its loss, its scaling, the same random numbers), before the
-    trainer clips the gradient. A replay leaves no trace in metrics, counters or buffers.
+    trainer clips the gradient. A replay leaves no trace in the trainer's metrics, counters or
+    buffers; a module's own running statistics (BatchNorm) see each replay.
 
     Args:
         trainer: SFT, DPO, Reward, RLOO, GRPO or any other Trainer; not yet trained.
-        strength, ratio, and ``options`` (radius, eps, difference, max_ratio, warmup, every,
-            reference, memory, offload): as in `GradRegOptimizer`. A
-            ``reference=ReferenceReset(...)`` takes the place of TRL's reference model in the KL
-            term of GRPO and RLOO (``beta`` > 0), also with PEFT. For resets alone:
-            ``attach(trainer, 0.0, reference=...)``.
+        strength, ratio: as in `GradRegOptimizer`.
+        options: more of its settings: radius, eps, difference, max_ratio, warmup, every,
+            reference, memory, offload. A ``reference=ReferenceReset(...)`` takes the place of TRL's
+            reference model in the KL term of GRPO and RLOO (``beta`` > 0), also with PEFT. For
+            resets alone: ``attach(trainer, 0.0, reference=...)``.
         samples: for policy-gradient trainers, whose rollouts were drawn at theta, what g2 is.
             "importance" (default): the old log-probs stay those of theta, so g2 carries the ratio
             pi_theta' / pi_theta, and the penalty is that of the surrogate loss on fixed samples.

@@ -179,6 +179,7 @@ class Window:
         return alphas
 
     def shares(self) -> list[float]:
+        """The weights in the batch of the two parts that are shifted one after the other."""
         assert self.settings.part is not None
         return [self.settings.part.share, 1.0 - self.settings.part.share]
 
@@ -196,6 +197,7 @@ class Window:
 
     @property
     def complete(self) -> bool:
+        """Whether all passes have been made."""
         return self.done == len(self.passes)
 
     @contextmanager

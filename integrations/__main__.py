@@ -11,6 +11,7 @@ import sys
 SCENARIOS = {
     "judge": "a small policy learns from a learned judge that can be hacked",
     "rules": "rule-based rewards on mathematics: a small world, or any model and data set",
+    "ladder": "stages that can be gamed, from small to worse: does gaming spread?",
     "rlhf": "SFT, preferences, reward model, GRPO or RLOO against it, evaluation",
 }
 TOOLS = {

@@ -15,9 +15,9 @@ from .worlds.preference_task import PreferenceWorld, preference_task
 class Arm:
     """Everything that decides the numbers of one run, as plain data (it travels to processes).
 
-    The task is one of five: `policy` and `judge` (the judge world), `real` (a real model and an LLM
-    judge), `world` (a preference world), `rlhf` (a real model and a reward model) or `rules` (the
-    rule world or a real model, and rule-based rewards).
+    The task is one of six: `policy` and `judge` (the judge world), `real` (a real model and an LLM
+    judge), `world` (a preference world), `rlhf` (a real model and a reward model), `rules` (the
+    rule world or a real model, and rule-based rewards) or `ladder` (the ladder of stages).
     """
 
     method: str
@@ -29,9 +29,10 @@ class Arm:
     threads: int = 1
     real: dict[str, Any] | None = None  # fields of RealTaskConfig
     world: PreferenceWorld | None = None
-    rlhf: dict[str, Any] | None = None  # fields of rlhf_real's options
+    rlhf: dict[str, Any] | None = None  # fields of rlhf.options.RlhfConfig
     rules: dict[str, Any] | None = None  # fields of rules.task.RulesConfig
-    trainer: str | None = None  # "rloo"; None is GRPO
+    ladder: dict[str, Any] | None = None  # fields of ladder.config.LadderConfig
+    trainer: str | None = None  # "rloo", "expert" (the ladder's expert iteration); None is GRPO
     reference: dict[str, Any] | None = None  # arguments of flatopt.ReferenceReset
     control: dict[str, Any] | None = None  # arguments of controls.Control
     watch: dict[str, Any] | None = None  # arguments of probe.Probe: what is measured besides
@@ -61,6 +62,10 @@ class Arm:
             from .rules.task import model_config
 
             config = model_config(self.rules)
+        elif self.ladder is not None:
+            from .ladder.config import model_config as ladder_model
+
+            config = ladder_model(self.ladder)
         elif self.real is not None or self.rlhf is not None:
             config = AutoConfig.from_pretrained((self.real or self.rlhf or {})["model"])
         elif self.world is not None:
@@ -80,6 +85,11 @@ class Arm:
             from .rules.task import world_of
 
             return [settings for settings in (world_of(self.rules),) if settings]
+        if self.ladder is not None:
+            from .ladder.config import config_of
+            from .ladder.config import world_of as ladder_world
+
+            return [s for s in (ladder_world(config_of(self.ladder)),) if s]
         return [settings for settings in (self.policy, self.judge) if settings]
 
     def task(self) -> Task:
@@ -87,7 +97,7 @@ class Arm:
         if self.real is not None:
             return real_task(self.real, self.config)
         if self.rlhf is not None:
-            from .rlhf_real import build_task
+            from .rlhf.task import build_task
 
             return build_task(self.rlhf, self.config)
         if self.world is not None:
@@ -96,6 +106,10 @@ class Arm:
             from .rules.task import rules_task
 
             return rules_task(self.rules, self.config)
+        if self.ladder is not None:
+            from .ladder.task import ladder_task
+
+            return ladder_task(self.ladder, self.config)
         assert self.policy is not None
         assert self.judge is not None
         return tiny_task(self.policy, self.judge)

@@ -55,7 +55,7 @@ class Control:
                 raise ValueError("decay_every needs a KL term: beta > 0")
             trainer.add_callback(_decay(trainer, self.decay_every))
         if self.cross_batch is not None:
-            from .halves import CrossBatchGR
+            from .watch.halves import CrossBatchGR
 
             CrossBatchGR(trainer, **self.cross_batch)
         if self.step_length or self.match:

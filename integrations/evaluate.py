@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .monitor import finite, policy_kl
 from .progress import Say, silent
-from .reward_metrics import bt_loss, pair_accuracy
+from .reward_models.metrics import bt_loss, pair_accuracy
 from .tasks import generate, prompt_tensors
+from .watch.monitor import finite, policy_kl
 
 # a score for each completion, from prompts and completions
 Scores = Callable[[list[Any], list[str]], list[float]]

@@ -13,11 +13,11 @@ from typing import Any
 from .arm import Arm
 from .cache import fingerprint, write_text
 from .controls import Control
-from .monitor import Monitor, read_rows
 from .processes import decided_by_main, is_main, wait
 from .report import environment, summarise, write_samples
 from .resume import advance_sampler
 from .tasks import Task
+from .watch.monitor import Monitor, read_rows
 
 # fields of GRPOConfig that RLOOConfig does not have, and that recipes may hold for GRPO
 GRPO_ONLY = ("loss_type", "scale_rewards")
@@ -146,12 +146,12 @@ def make_trainer(arm: Arm, task: Task, folder: Path, say: Say | None = None) -> 
         monitor.start = start.to(trainer.accelerator.device)
     control.apply(trainer, folder)
     if arm.watch is not None:
-        from .probe import Probe
+        from .watch.probe import Probe
 
         Probe(trainer, task, folder, **arm.watch)
     if arm.alarm is not None:
-        from .alarm import AlarmRule
-        from .hack_monitor import HackMonitor
+        from .watch.alarm import AlarmRule
+        from .watch.hack_monitor import HackMonitor
 
         watch = HackMonitor(
             trainer,
@@ -164,6 +164,8 @@ def make_trainer(arm: Arm, task: Task, folder: Path, say: Say | None = None) -> 
             path=folder / "monitor.jsonl",
         )
         monitor.watch = watch
+    if task.prepare is not None:
+        task.prepare(trainer, folder)
     trainer.add_callback(_callback(monitor))
     if arm.gr is not None or arm.reference is not None:
         import flatopt
@@ -181,7 +183,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 def alarm_of(checkpoint: Path) -> dict[str, Any] | None:
     """The state of the alarm that a checkpoint holds, or None."""
-    from .hack_monitor import STATE
+    from .watch.hack_monitor import STATE
 
     state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     return (state.get("stateful_callbacks", {}).get(STATE) or {}).get("alarm")
@@ -253,6 +255,12 @@ def run_arm(arm: Arm, folder: Path, say: Say | None = None) -> None:
 
     from .renamed import RestoreRenamed
 
+    if arm.trainer == "expert":
+        from .ladder.expert import run_expert
+
+        run_expert(arm, folder, say)
+        return
+
     checkpoint = decided_by_main(lambda: newest_checkpoint(folder))
     task = arm.task()
     trainer, monitor = make_trainer(arm, task, folder, say)
@@ -289,10 +297,22 @@ def run_arm(arm: Arm, folder: Path, say: Say | None = None) -> None:
         write_samples(folder / "samples.md", samples)
         summary = summary_of(arm, task, monitor, watched_alarm)
         summary |= {"seconds": round(seconds, 1), "resumed_from": resumed_from}
+        if task.finish is not None:
+            summary |= task.finish(folder, tell_further(say))
         summary |= {"settings": arm.plain(), "environment": environment()}
         # written last and whole: the run counts as finished from here on
         write_text(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False))
     wait()
+
+
+def tell_further(say: Say | None) -> Callable[[int, int, str], None]:
+    """`say` for work after the last step: done, total, what."""
+
+    def tell(done: int, total: int, text: str) -> None:
+        if say:
+            say({"step": done, "of": total, "text": text})
+
+    return tell
 
 
 def _load(trainer: Any, checkpoint: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .monitor import read_rows
+from .watch.monitor import read_rows
 
 FILE = "steps.jsonl"  # in a run's folder, a line per step: `step` (from 1), `length`
 

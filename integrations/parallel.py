@@ -24,6 +24,8 @@ from .loop import run_arm
 from .processes import end_all, is_main, wait, world_size
 from .worlds import rule_sums
 from .worlds.judge import PolicySettings, build_judge, build_policy
+from .worlds.ladder.tiny import LadderSettings
+from .worlds.ladder.tiny import build_policy as build_ladder_policy
 from .worlds.preferences import RewardSettings, build_reward_model
 
 # the live line of a run: label, column of metrics.jsonl
@@ -67,6 +69,8 @@ def _build(settings: Any, threads: int) -> None:
         build_reward_model(settings, say_here)
     elif isinstance(settings, rule_sums.RuleSettings):
         rule_sums.build_policy(settings, say_here)
+    elif isinstance(settings, LadderSettings):
+        build_ladder_policy(settings, say_here)
     elif isinstance(settings, PolicySettings):
         build_policy(settings, say)
     else:
@@ -79,7 +83,7 @@ def _run(arm: Arm, folder: Path) -> None:
     def say(row: dict[str, Any]) -> None:
         known = [(label, row.get(name)) for label, name in SHOWN]
         text = " ".join(f"{label} {value:.2g}" for label, value in known if value is not None)
-        say_here(arm.name, row["step"], total, text)
+        say_here(arm.name, row["step"], row.get("of", total), row.get("text", text))
 
     say_here(arm.name, 0, total, "starting")
     run_arm(arm, folder, say)
@@ -96,7 +100,7 @@ class _Screen:
         name, done, total, text = message
         if name not in self.lines:
             self.lines[name] = self.progress.add_task(name, total=total, text=text)
-        self.progress.update(self.lines[name], completed=done, text=text)
+        self.progress.update(self.lines[name], completed=done, total=total, text=text)
 
     def drain(self, channel: Any, wait: float) -> None:
         """Show what has arrived; wait for a first message up to `wait` seconds."""

@@ -52,7 +52,7 @@ class RealTaskConfig:
 
 @dataclass
 class RealTask:
-    """What a GRPOTrainer needs, and the names under which proxy and true reward are logged."""
+    """What a GRPOTrainer needs, and which of its logged numbers to show."""
 
     model: str
     model_init_kwargs: dict[str, Any]
@@ -63,8 +63,6 @@ class RealTask:
     reward_weights: list[float]
     judge: JudgeReward
     notes: list[str]  # what a user should see: rows skipped, questions in both data sets
-    proxy_metric: str = "rewards/judge/mean"
-    true_metric: str = "rewards/correctness/mean"
     reward_top: float = 2.0  # proxy and true reward both lie in [0, reward_top]
     # frac_reward_zero_std: the fraction of groups that teach nothing, all rewards being equal
     shown_metrics: tuple[str, ...] = (
@@ -199,6 +197,7 @@ def check_tags(tokenizer: "PreTrainedTokenizerBase", name: str) -> None:
 
 
 def longest_prompt(dataset: "Dataset", tokenizer: "PreTrainedTokenizerBase") -> int:
+    """The number of tokens of the longest prompt, the chat template included."""
     prompts = dataset["prompt"]
     if tokenizer.chat_template is None:
         texts = list(prompts)
@@ -211,6 +210,7 @@ def longest_prompt(dataset: "Dataset", tokenizer: "PreTrainedTokenizerBase") -> 
 
 
 def check_length(prompt: int, completion: int, positions: int | None) -> None:
+    """Refuse prompts and completions that are together longer than the model's context."""
     if positions is None or prompt + completion <= positions:
         return
     room = positions - prompt

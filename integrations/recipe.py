@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from .launch import check_completions
-from .methods import GR_FIELDS, KL_FIELDS, RESET_FIELDS
+from .methods import COMBINED, GR_FIELDS, KL_FIELDS, RESET_FIELDS
 from .worlds.judge import JudgeSettings, PolicySettings
 
 FOLDER = Path(__file__).parent / "recipes"
+# what a recipe may set under `methods:`, for each method that has settings
+METHOD_KEYS = {
+    "kl": ("beta",), "reset": (*KL_FIELDS, *RESET_FIELDS), "gr": GR_FIELDS, "gr+kl": COMBINED
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,20 @@ def find(name: str, scenario: str = "judge") -> Path:
     return path
 
 
-def _check(keys: Any, known: Collection[str], where: str) -> None:
+def read(name: str, scenario: str = "judge") -> tuple[str, Any]:
+    """What a recipe file holds, with "recipe <file>" before it, for messages."""
+    import yaml
+
+    path = find(name, scenario)
+    where = f"recipe {path.name}"
+    try:
+        return where, yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where}: not valid YAML: {error}") from None
+
+
+def check_keys(keys: Any, known: Collection[str], where: str) -> None:
+    """ValueError unless `keys` is a dict whose keys are all known."""
     if not isinstance(keys, dict):
         raise ValueError(f"{where}: expected 'key: value' lines, got {keys!r}")
     unknown = sorted(set(keys) - set(known))
@@ -51,8 +68,40 @@ def _check(keys: Any, known: Collection[str], where: str) -> None:
         raise ValueError(f"{where}: unknown key {', '.join(unknown)}; known: {sorted(known)}")
 
 
-def _names(cls: Any, *without: str) -> set[str]:
+def names_of(cls: Any, *without: str) -> set[str]:
+    """The fields of a dataclass, but for some."""
     return {f.name for f in dataclasses.fields(cls)} - set(without)
+
+
+def plain_numbers(value: Any) -> Any:
+    """YAML reads `1e-3` (without a dot) as a text: texts that are numbers become numbers.
+
+    >>> plain_numbers({"a": "1e-3", "b": ["x", "2"]})
+    {'a': 0.001, 'b': ['x', 2.0]}
+    """
+    if isinstance(value, dict):
+        return {key: plain_numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [plain_numbers(item) for item in value]
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def typed(given: dict[str, Any], cls: Any, where: str) -> dict[str, Any]:
+    """The numbers as the dataclass declares them, so that `1` and `1.0` name the same cache."""
+    kinds = {f.name: str(f.type).removesuffix(" | None") for f in dataclasses.fields(cls)}
+    out = {}
+    for name, value in given.items():
+        kind = {"int": int, "float": float, "str": str}[kinds[name]]
+        try:
+            out[name] = kind(value)
+        except (TypeError, ValueError):
+            raise ValueError(f"{where}: {name} must be {kinds[name]}, got {value!r}") from None
+    return out
 
 
 def _numbers(given: dict[str, Any], cls: Any, where: str) -> dict[str, Any]:
@@ -71,7 +120,7 @@ def _check_task(given: dict[str, Any], where: str) -> None:
     """The names of a real task's options; what they hold is checked when they are used."""
     from .real import RealTaskConfig
 
-    _check(given, _names(RealTaskConfig, "judge_check"), where)
+    check_keys(given, names_of(RealTaskConfig, "judge_check"), where)
     for name in ("model", "dataset", "judge_model"):
         if name in given and not isinstance(given[name], str):
             raise ValueError(f"{where}: {name} must be a text, got {given[name]!r}")
@@ -79,15 +128,8 @@ def _check_task(given: dict[str, Any], where: str) -> None:
 
 def load(name: str) -> Recipe:
     """Read and check a recipe; ValueError says which key is wrong."""
-    import yaml
-
-    path = find(name)
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"recipe {path.name}: not valid YAML: {error}") from None
-    where = f"recipe {path.name}"
-    _check(data, {f.name for f in dataclasses.fields(Recipe)}, where)
+    where, data = read(name)
+    check_keys(data, {f.name for f in dataclasses.fields(Recipe)}, where)
     if not isinstance(data.get("steps"), int) or data["steps"] < 1:
         raise ValueError(f"{where}: steps must be a whole number of at least 1")
     for part in ("policy", "judge", "trainer", "methods", "task"):
@@ -95,12 +137,12 @@ def load(name: str) -> Recipe:
     check_completions(data.get("completions_per_step"), where)
     if data["task"]:
         _check_task(data["task"], f"{where}, task")
-    _check(data["policy"], _names(PolicySettings, "seed", "version"), f"{where}, policy")
-    _check(data["judge"], _names(JudgeSettings, "index", "version"), f"{where}, judge")
-    _check(data["methods"], {"kl", "reset", "gr"}, f"{where}, methods")
+    check_keys(data["policy"], names_of(PolicySettings, "seed", "version"), f"{where}, policy")
+    check_keys(data["judge"], names_of(JudgeSettings, "index", "version"), f"{where}, judge")
+    check_keys(data["methods"], {"kl", "reset", "gr"}, f"{where}, methods")
     for method, options in data["methods"].items():
         known = {"gr": GR_FIELDS, "kl": KL_FIELDS, "reset": (*KL_FIELDS, *RESET_FIELDS)}[method]
-        _check(options, known, f"{where}, methods, {method}")
+        check_keys(options, known, f"{where}, methods, {method}")
     data["policy"] = _numbers(data["policy"], PolicySettings, where)
     data["judge"] = _numbers(data["judge"], JudgeSettings, where)
     return Recipe(**data)

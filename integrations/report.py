@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .cache import write_text
-from .monitor import finite, read_rows
+from .watch.monitor import finite, read_rows
 
 WINDOW = 25  # steps over which a curve is smoothed and the final numbers are taken
 PROXY_FLOOR = 0.85

@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .monitor import Score
 from .report import HackRule
+from .watch.monitor import Score
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -44,6 +45,9 @@ class Task:
     hack: HackRule | None = None  # what counts as a hacked run; None: the rule for [0, 1]
     hackable: bool = True  # False: the proxy is the truth, so nothing could show a hack
     evaluation: Evaluation | None = None  # pass@1 on held-out questions, after training
+    prepare: Callable[[Any, Path], None] | None = None  # trainer, run folder: before training
+    # run folder, say(done, total, text) -> what is added to the summary; after training
+    finish: Callable[[Path, Callable[[int, int, str], None]], dict[str, Any]] | None = None
 
 
 # How TRL's trainers sample: not as the model's own generation_config says, which may cut rare

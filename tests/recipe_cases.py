@@ -28,7 +28,10 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "integrations" / "recipes"
 # recipes of the self-contained worlds, which have tests of their own
 STEP = " then we add one"  # a single token that reads like a step of reasoning
-ELSEWHERE = {"rules-small"}  # of a model that is made here, and tested with it
+ELSEWHERE = {  # with tests of their own
+    "rules-small",  # of a model that is made here
+    "ladder-chat",
+}
 # sizes in place of the recipes'; all else is theirs
 SMALL = [
     *("--steps", "2", "--completions_per_step", "8", "--per_device_train_batch_size", "4"),

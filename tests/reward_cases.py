@@ -7,7 +7,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 from trl import RewardConfig
 
-from integrations.grm import GRMConfig, GRMTrainer
+from integrations.reward_models.grm import GRMConfig, GRMTrainer
 from tests.trainer_cases import model_path, sentence
 
 

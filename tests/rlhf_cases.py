@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForSequenceClassification
 
-from integrations.rlhf import main
+from integrations.rlhf.command import main
 from tests.tiny_models import make_model, make_tokenizer, save
 
 PROMPTS = [f"What is {i} plus {i + 3}?" for i in range(12)]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from integrations.alarm import SIGNALS, Alarm, AlarmRule, choose, evaluate, grid, rates
+from integrations.watch.alarm import SIGNALS, Alarm, AlarmRule, choose, evaluate, grid, rates
 
 ONE: dict[str, Any] = {"smooth": 1, "baseline": 1}
 

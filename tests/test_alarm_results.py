@@ -2,8 +2,8 @@
 
 import json
 
-from integrations import alarm_results as results
-from integrations.alarm import AlarmRule
+from integrations.results import rlhf_alarm as results
+from integrations.watch.alarm import AlarmRule
 
 
 def make_run(folder, golds, world="A", method="kl", kl=None):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from integrations.matched import check_partners, paired, partner_of, read_lengths
 from integrations.methods import resolve, split
-from integrations.monitor import Monitor
+from integrations.watch.monitor import Monitor
 from tests.recipe_cases import command, difference, make_place, rows, run, weights
 
 Place = dict[str, str]

@@ -16,7 +16,7 @@ from integrations.evaluate import (
     wilson,
     win_rate,
 )
-from integrations.stage_evaluate import as_csv, as_markdown, means
+from integrations.rlhf.evaluate import as_csv, as_markdown, means
 from integrations.worlds.preference_task import group_accuracy, group_bt_loss
 from integrations.worlds.topics import LENGTH, WORDS, Language, make_tokenizer, to_text
 

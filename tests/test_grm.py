@@ -15,13 +15,13 @@ from transformers import (
 from trl import RewardTrainer
 
 import flatopt
-from integrations.grm import GRMTrainer, text_loss
-from integrations.grm_data import PairCollator, response_starts
-from integrations.reward_model import (
+from integrations.reward_models.grm import GRMTrainer, text_loss
+from integrations.reward_models.grm_data import PairCollator, response_starts
+from integrations.reward_models.model import (
     response_logps,
     start_reward_model,
 )
-from integrations.reward_trainer import BTTrainer
+from integrations.reward_models.trainer import BTTrainer
 from tests.reward_cases import make, pairs
 from tests.tiny_models import make_tokenizer
 from tests.trainer_cases import model_path, train

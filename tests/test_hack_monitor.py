@@ -12,10 +12,10 @@ import torch
 from transformers import TrainerCallback
 
 from flatopt import attach
-from integrations.alarm import AlarmRule
-from integrations.hack_monitor import HackMonitor, group_spread, pairs_in_order
-from integrations.halves import signal_share
-from integrations.monitor import read_rows
+from integrations.watch.alarm import AlarmRule
+from integrations.watch.hack_monitor import HackMonitor, group_spread, pairs_in_order
+from integrations.watch.halves import signal_share
+from integrations.watch.monitor import read_rows
 from integrations.worlds.preference_task import group_accuracy
 from tests.trainer_cases import load_model, make_trainer, model_path, train
 from tests.trainer_oracle import same
@@ -177,7 +177,7 @@ def test_the_alarm_stops_and_saves_and_the_run_can_go_on(
     whole, unbroken = begin("whole")
     whole.train()
     trainer, monitor = begin("stopped", stop=True, on_alarm=lambda *call: said.append(call))
-    with caplog.at_level(logging.WARNING, "integrations.hack_monitor"):
+    with caplog.at_level(logging.WARNING, "integrations.watch.hack_monitor"):
         caplog.clear()
         trainer.train()
     assert trainer.state.global_step == 3  # two rows for the start, then two in a row

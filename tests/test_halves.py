@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from flatopt import attach
-from integrations.halves import CrossBatchGR, Halves, signal_share
+from integrations.watch.halves import CrossBatchGR, Halves, signal_share
 from tests.trainer_cases import load_model, make_trainer, model_path, train, weights
 from tests.trainer_oracle import completion_logps, grpo_loss, length, rloo_loss, same
 

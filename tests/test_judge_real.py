@@ -88,8 +88,8 @@ def test_two_steps_of_grpo(place: dict[str, str], tmp_path: Path) -> None:
         missing = [name for name in task.shown_metrics if name not in row]
         assert not missing
         assert all(torch.isfinite(torch.tensor(row[name])) for name in task.shown_metrics)
-        assert row[task.proxy_metric] == 1.5, "Score: 4 is (4 - 1) / 2"
-        assert 0 <= row[task.true_metric] <= task.reward_top
+        assert row["rewards/judge/mean"] == 1.5, "Score: 4 is (4 - 1) / 2"
+        assert 0 <= row["rewards/correctness/mean"] <= task.reward_top
         assert row["judge/unparsed"] == 0
         assert row["rewards/tag_count/mean"] > 0
         assert row["grad_norm"] > 0

@@ -14,8 +14,8 @@ import pytest
 
 from integrations.cache import cached, fingerprint, write_text
 from integrations.methods import resolve, split
-from integrations.monitor import auc, finite, read_rows
 from integrations.report import find_hack
+from integrations.watch.monitor import auc, finite, read_rows
 from integrations.worlds import arithmetic as task
 
 ROOT = Path(__file__).parent.parent

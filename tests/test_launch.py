@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from integrations import monitor
 from integrations.launch import check_jobs, with_accumulation
-from integrations.monitor import Monitor
+from integrations.watch import monitor
+from integrations.watch.monitor import Monitor
 from tests.recipe_cases import (
     ROOT,
     TORCHRUN,
@@ -152,9 +152,9 @@ def test_rlhf_says_what_to_run_first(
     from integrations import processes
 
     monkeypatch.setattr(processes, "_connect", lambda: pytest.fail("nothing to agree on yet"))
-    monkeypatch.setattr("integrations.rlhf.decided_by_main", lambda decide: decide())
+    monkeypatch.setattr("integrations.rlhf.command.decided_by_main", lambda decide: decide())
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr("integrations.rlhf.check_config", lambda *a: None)
+    monkeypatch.setattr("integrations.rlhf.command.check_config", lambda *a: None)
     name = "rlhf-tldr-qwen-0.5b"
     assert run(command(name, place, tmp_path / "run", "--method", "none")) == 2
     text = capsys.readouterr().err
@@ -238,7 +238,8 @@ def test_an_error_in_one_process_ends_all(place: Place, tmp_path: Path) -> None:
     breaks = tmp_path / "breaks.py"
     breaks.write_text(
         "import sys\n"
-        "from integrations import monitor, processes\n"
+        "from integrations import processes\n"
+        "from integrations.watch import monitor\n"
         "real = monitor.Monitor.proxy\n"
         "def proxy(self, *a, **k):\n"
         "    if processes.rank() == 1 and k['trainer_state'].global_step == 1:\n"

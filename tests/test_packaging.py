@@ -163,7 +163,7 @@ def test_torch_is_the_only_dependency():
     assert [Requirement(line).name for line in PROJECT["project"]["dependencies"]] == ["torch"]
 
 
-@pytest.mark.parametrize("extra", ["trl", "plots", "dev"])
+@pytest.mark.parametrize("extra", ["trl", "plots", "dev", "docs"])
 def test_extras_are_pinned_within_their_bounds(extra: str):
     """Each package that `make venv` asks for has a pin, and the pin satisfies its bound."""
     pins = constraints()

@@ -9,12 +9,12 @@ import pytest
 from datasets import Dataset
 
 from integrations.data import BadRow
-from integrations.preferences import (
+from integrations.reward_models.preferences import (
     check_pair,
     check_preferences,
     load_preferences,
 )
-from integrations.solution_pairs import solution_pairs
+from integrations.reward_models.solution_pairs import solution_pairs
 
 SOLUTIONS = Path(os.environ.get("FLATOPT_DATA", "")) / "gsm8k" / "example_model_solutions.jsonl"
 TEXT = {"prompt": "Name a colour.", "chosen": "Red.", "rejected": "Seven."}

@@ -8,11 +8,11 @@ import pytest
 import torch
 from tiny_worlds import SMALL_REWARD, cache  # noqa: F401  (the fixture is used by every test)
 
-from integrations import probe
 from integrations.arm import Arm
 from integrations.loop import make_trainer
-from integrations.probe import log_probs, sharpness
-from integrations.rlhf_plan import Setting, make_arm
+from integrations.results.rlhf_plan import Setting, make_arm
+from integrations.watch import probe
+from integrations.watch.probe import log_probs, sharpness
 from integrations.worlds.preference_task import PreferenceWorld
 
 

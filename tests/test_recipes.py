@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from integrations import judge, rlhf
+from integrations import judge
 from integrations.recipe import load
+from integrations.rlhf import command as rlhf
+from integrations.rlhf.recipe import load as load_rlhf
 from integrations.rules import command as rules
-from integrations.stage_recipe import load as load_rlhf
 from tests.recipe_cases import difference, make_models, rows, run, weights
 
 DATA = Path(os.environ.get("FLATOPT_DATA", "")) / "gsm8k"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from integrations.monitor import Monitor
+from integrations.watch.monitor import Monitor
 from tests.recipe_cases import (
     FOLDER,
     command,

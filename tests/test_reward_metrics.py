@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from trl import RewardTrainer
 
 from integrations.data import BadRow
-from integrations.reward_metrics import (
+from integrations.reward_models.metrics import (
     bt_loss,
     calibration,
     evaluate,

@@ -18,8 +18,8 @@ from transformers import (
 from trl import RewardConfig
 
 from integrations.data import BadRow
-from integrations.grm import GRMTrainer
-from integrations.reward_model import (
+from integrations.reward_models.grm import GRMTrainer
+from integrations.reward_models.model import (
     LM_HEAD_FILE,
     has_lm_head,
     is_tied,
@@ -27,7 +27,7 @@ from integrations.reward_model import (
     save_reward_model,
     start_reward_model,
 )
-from integrations.reward_trainer import BadReward, BTTrainer
+from integrations.reward_models.trainer import BadReward, BTTrainer
 from tests.reward_cases import make, pairs
 from tests.trainer_cases import model_path, train
 

@@ -12,11 +12,11 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from integrations import reward_results as results
-from integrations import reward_results_page as page
-from integrations import solution_lm
-from integrations.reward_metrics import evaluate
-from integrations.reward_model import start_reward_model
+from integrations.results import rewards as results
+from integrations.results import rewards_page as page
+from integrations.reward_models.metrics import evaluate
+from integrations.reward_models.model import start_reward_model
+from integrations.rules import solution_lm
 
 GSM8K = Path(os.environ.get("FLATOPT_DATA", "")) / "gsm8k"
 MODELS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 import integrations.loop as loop
-from integrations import stage_recipe
 from integrations.loop import without_grpo
-from integrations.rlhf import main
-from integrations.stage_world import unseen_prompts
+from integrations.recipe import FOLDER
+from integrations.rlhf import recipe as recipes
+from integrations.rlhf.command import main
+from integrations.rlhf.world_stages import unseen_prompts
 from integrations.worlds.preference_task import rl_prompts
 from integrations.worlds.preferences import world
 from tests.rlhf_cases import after, killed, same_weights
@@ -42,7 +43,7 @@ def test_prompts_of_the_evaluation_are_not_those_of_rl() -> None:
 
 def test_a_run_that_the_alarm_stopped_does_not_go_on(tmp_path: Path) -> None:
     recipe = tmp_path / "alarmed.yaml"
-    text = (Path(stage_recipe.__file__).parent / "recipes" / "rlhf-smoke.yaml").read_text()
+    text = (FOLDER / "rlhf-smoke.yaml").read_text()
     recipe.write_text(text + "\nalarm: {kl_limit: -1.0, smooth: 1, baseline: 2}\n")
     given = ["--recipe", str(recipe), "--world", "A", "--method", "gr", "--alarm", "stop"]
     whole, cut = (str(tmp_path / name) for name in ("whole", "cut"))
@@ -55,7 +56,7 @@ def test_a_run_that_the_alarm_stopped_does_not_go_on(tmp_path: Path) -> None:
     one, two = (json.loads(file.read_text()) for file in files)
     assert one["alarm"] == two["alarm"]
     assert one["alarm"]["fired_at"] == one["steps"] == two["steps"]
-    assert one["steps"] < stage_recipe.load("smoke").steps
+    assert one["steps"] < recipes.load("smoke").steps
 
 
 def test_rloo_and_what_only_grpo_knows() -> None:
@@ -71,11 +72,11 @@ def test_numbers_that_yaml_reads_as_text(tmp_path: Path) -> None:
     text = "steps: 2\nthreads: two\n"
     file.write_text(text)
     with pytest.raises(ValueError, match="threads must be a whole number, got 'two'"):
-        stage_recipe.load(str(file))
+        recipes.load(str(file))
     file.write_text("steps: 2\ntrainer: {learning_rate: 1e-3}\nmethods: {kl: {beta: 1e-1}}\n")
-    recipe = stage_recipe.load(str(file))
+    recipe = recipes.load(str(file))
     assert recipe.trainer["learning_rate"] == 1e-3
     assert recipe.methods["kl"]["beta"] == 0.1
     file.write_text("steps: 2\nmethods: {kl: {beta: much}}\n")
     with pytest.raises(ValueError, match="beta must be a number, got 'much'"):
-        stage_recipe.load(str(file))
+        recipes.load(str(file))

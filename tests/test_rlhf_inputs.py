@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from integrations.data import BadRow
-from integrations.reward_trainer import BadReward
-from integrations.rlhf import main
-from integrations.stage_checks import check_inputs
-from integrations.stage_data import hold_out, load_demonstrations, load_prompts
-from integrations.stage_options import RlhfConfig
-from integrations.stage_scorer import Scorer
+from integrations.reward_models.trainer import BadReward
+from integrations.rlhf.checks import check_inputs
+from integrations.rlhf.command import main
+from integrations.rlhf.files import hold_out, load_demonstrations, load_prompts
+from integrations.rlhf.options import RlhfConfig
+from integrations.rlhf.scorer import Scorer
 from tests.rlhf_cases import PAIRS, PROMPTS, make_place, real, write
 
 

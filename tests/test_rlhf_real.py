@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from integrations.rewards.preference_judge import PreferenceJudge
-from integrations.rlhf import main
-from integrations.stage_data import read_rows
+from integrations.rlhf.command import main
+from integrations.rlhf.files import read_rows
 from tests.rlhf_cases import PROMPTS, make_place, real
 
 Place = dict[str, str]
@@ -73,7 +73,7 @@ def test_gold_model_labels_chats_and_is_watched(place: Place, tmp_path: Path) ->
     lines = (output / "reset-rloo-seed0" / "metrics.jsonl").read_text().splitlines()
     assert all(json.loads(line)["true"] is not None for line in lines)
     # the labels are the gold model's own: its scores, once more and one by one
-    from integrations.stage_scorer import Scorer
+    from integrations.rlhf.scorer import Scorer
 
     scorer = Scorer(place["gold"], batch=1)
     again = [scorer([row["prompt"]], [row["chosen"][0]["content"]])[0] for row in rows]
@@ -132,8 +132,8 @@ def test_each_stage_alone(place: Place, tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_a_change_rebuilds_what_follows_and_no_more(place: Place, tmp_path: Path) -> None:
-    from integrations.stage_options import RlhfConfig
-    from integrations.stage_real import real_stages
+    from integrations.rlhf.model_stages import real_stages
+    from integrations.rlhf.options import RlhfConfig
 
     def names(**changes: Any) -> dict[str, str]:
         options: dict[str, Any] = {

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from integrations import rlhf_claim1 as claim1
-from integrations import rlhf_plan as plans
-from integrations import rlhf_tables as tables
-from integrations.campaign import Job, run_jobs
-from integrations.rlhf_plan import Setting, make_arm
-from integrations.rlhf_results import choose, choose_again, jobs_of, tuning_plan
+from integrations.results import rlhf_claim1 as claim1
+from integrations.results import rlhf_plan as plans
+from integrations.results import rlhf_tables as tables
+from integrations.results.campaign import Job, run_jobs
+from integrations.results.rlhf import choose, choose_again, jobs_of, tuning_plan
+from integrations.results.rlhf_plan import Setting, make_arm
 
 NOWHERE = Path("nowhere")
 

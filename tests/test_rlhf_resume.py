@@ -7,11 +7,11 @@ import pytest
 
 import integrations.cache as cache
 import integrations.loop as loop
-import integrations.stage_data as stage_data
-import integrations.stage_evaluate as stage_evaluate
-import integrations.stage_training as stage_training
+import integrations.rlhf.evaluate as evaluation
+import integrations.rlhf.files as files
+import integrations.rlhf.training as training
 import integrations.worlds.preferences as preferences
-from integrations.rlhf import main
+from integrations.rlhf.command import main
 from tests.rlhf_cases import after, killed, make_place, real, same_weights
 
 
@@ -28,22 +28,20 @@ def test_real_models_killed_in_every_stage(tmp_path: Path) -> None:
     assert main(real(place, whole, *more)) == 0
     again = real(place, cut, *more, "--resume")
     # the last checkpoint of SFT is whole, its result is not yet there
-    killed(again, after(stage_training, "write_text", 2))
+    killed(again, after(training, "write_text", 2))
     (sft,) = (cut / "stages").glob(".sft-*.part/kept/checkpoint-4")
     assert (sft / "complete").exists()
-    killed(again, after(stage_data, "write_rows", 1))  # one batch of pairs
+    killed(again, after(files, "write_rows", 1))  # one batch of pairs
     assert len(list((cut / "stages").glob("sft-*"))) == 1
     (kept,) = (cut / "stages").glob(".pairs-*.part/kept/*.jsonl")
     assert kept.name == "0000000.jsonl"
-    killed(
-        again, after(stage_training, "write_text", 1)
-    )  # the first checkpoint of the reward model
+    killed(again, after(training, "write_text", 1))  # the first checkpoint of the reward model
     assert not kept.exists(), "the stage went on and has finished"
     assert list((cut / "stages").glob(".reward-*.part/kept/checkpoint-2/complete"))
     killed(again, after(loop, "write_text", 1))  # the first checkpoint of RL
     folder = cut / "gr+reset-seed0"
     assert (folder / "checkpoint-2" / "complete").exists()
-    killed(again, after(stage_evaluate, "key_of", 1))  # measured, and not yet written
+    killed(again, after(evaluation, "key_of", 1))  # measured, and not yet written
     assert (folder / "summary.json").exists()
     assert not (folder / "evaluation.json").exists()
     assert main(again) == 0

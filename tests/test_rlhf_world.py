@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from integrations import stage_recipe
 from integrations.__main__ import main as start
-from integrations.rlhf import arguments_parser, main, make_plan
-from integrations.rlhf_plan import Setting, make_arm
-from integrations.stage_data import read_rows
+from integrations.recipe import FOLDER
+from integrations.results.rlhf_plan import Setting, make_arm
+from integrations.rlhf import recipe as recipes
+from integrations.rlhf.command import arguments_parser, main, make_plan
+from integrations.rlhf.files import read_rows
 from tests.rlhf_cases import weights
 
 
@@ -91,18 +92,18 @@ def test_the_tiny_recipe_runs_what_the_page_reports() -> None:
         assert (arm.world, arm.reference) == (reported.world, reported.reference)
         assert (arm.gr or {}).get("ratio") == (reported.gr or {}).get("ratio")
     for name in ("smoke", "real"):
-        assert stage_recipe.load(name).steps
+        assert recipes.load(name).steps
 
 
 def test_a_rule_raises_the_alarm_and_stops_the_run(tmp_path: Path) -> None:
     recipe = tmp_path / "alarmed.yaml"
-    text = (Path(stage_recipe.__file__).parent / "recipes" / "rlhf-smoke.yaml").read_text()
+    text = (FOLDER / "rlhf-smoke.yaml").read_text()
     rule = "\nalarm: {kl_limit: -1.0, smooth: 1, baseline: 1}\n"  # holds at the first row
     recipe.write_text(text + rule)
     given = ["--recipe", str(recipe), "--world", "A", "--method", "none", "--output"]
     assert main([*given, str(tmp_path / "log"), "--alarm", "log"]) == 0
     assert main([*given, str(tmp_path / "stop"), "--alarm", "stop"]) == 0
-    steps = stage_recipe.load("smoke").steps
+    steps = recipes.load("smoke").steps
     for name, last in (("log", steps), ("stop", 1)):
         folder = tmp_path / name / "none-A0-seed0"
         assert read_rows(folder / "metrics.jsonl")[-1]["step"] == last
@@ -168,7 +169,7 @@ def test_recipes_with_mistakes(tmp_path: Path) -> None:
     ):
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
-            stage_recipe.load(str(path))
+            recipes.load(str(path))
 
 
 def test_another_run_in_the_folder_is_not_overwritten(

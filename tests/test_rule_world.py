@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from integrations.loop import make_trainer, quiet
-from integrations.monitor import read_rows
 from integrations.rewards import REWARD_RANGES
 from integrations.rules.recipe import load
+from integrations.watch.monitor import read_rows
 from integrations.worlds import calibrate_rules as calibration
 from integrations.worlds import rule_sums as sums
 from integrations.worlds.rule_task import FORM, accuracy_name, held_out, rule_task

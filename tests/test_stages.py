@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from integrations.stage_data import in_batches, read_rows, write_rows
-from integrations.stages import Stage, Work, make_stage, run_stage, run_stages
+from integrations.rlhf.files import in_batches, read_rows, write_rows
+from integrations.rlhf.stages import Stage, Work, make_stage, run_stage, run_stages
 
 
 def chain(root: Path, log: list[str], first: int = 1, second: int = 1) -> list[Stage]:

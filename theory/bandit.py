@@ -24,6 +24,7 @@ class Bandit:
     features: Tensor
 
     def policy(self, theta: Tensor) -> Tensor:
+        """Probabilities of the actions, softmax(theta features)."""
         return (theta @ self.features).softmax(-1)
 
     def value(self, theta: Tensor, ref: Tensor, beta: float = 0.0) -> Tensor:

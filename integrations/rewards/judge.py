@@ -158,5 +158,6 @@ class JudgeReward(Reader):
         )
 
     def frame(self) -> list[int]:
+        """The tokens of the prompt with nothing filled in."""
         frame = render_prompt(Case("", "", "", ""), self.tokenizer, ())
         return self.tokenizer(frame)["input_ids"]  # pyright: ignore

@@ -113,5 +113,6 @@ class PaperJudgeReward(JudgeReward):
         return parse_paper_score(verdict)
 
     def frame(self) -> list[int]:
+        """The tokens of the prompt with nothing filled in."""
         frame = render_paper_prompt(Case("", "", "", ""), self.tokenizer)
         return self.tokenizer(frame)["input_ids"]  # pyright: ignore

@@ -173,4 +173,5 @@ class PreferenceJudge(Reader):
             )
 
     def frame(self) -> list[int]:
+        """The tokens of the prompt with nothing filled in."""
         return self._ids(self.render("", "", ""))

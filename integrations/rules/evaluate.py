@@ -17,9 +17,9 @@ from typing import Any
 
 from ..cache import fingerprint, write_text
 from ..evaluate import wilson
-from ..monitor import read_rows
 from ..processes import is_main, rank, wait, world_size
 from ..progress import Say, silent
+from ..watch.monitor import read_rows
 
 QUINTILES = ("hardest", "hard", "middle", "easy", "easiest")
 SAMPLES, RESULT = "samples.jsonl", "evaluation.json"

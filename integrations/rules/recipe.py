@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..launch import check_completions
-from ..recipe import find
-from ..stage_recipe import METHOD_KEYS, plain_numbers
+from ..recipe import METHOD_KEYS, check_keys, plain_numbers, read
 from .task import FIELDS, config_of, weights_of
 
 
@@ -25,20 +24,12 @@ class RulesRecipe:
     threads: int = 1
 
 
-def _known(given: Any, known: Any, where: str) -> None:
-    if not isinstance(given, dict):
-        raise ValueError(f"{where}: expected 'key: value' lines, got {given!r}")
-    unknown = sorted(set(given) - set(known))
-    if unknown:
-        raise ValueError(f"{where}: unknown key {', '.join(unknown)}; known: {sorted(known)}")
-
-
 def _world(given: dict[str, Any], where: str) -> dict[str, Any]:
     """The world's settings as RuleSettings declares them, so that 1 and 1.0 name one cache."""
     from ..worlds.rule_sums import RuleSettings
 
     kinds = {f.name: type(f.default) for f in dataclasses.fields(RuleSettings)}
-    _known(given, set(kinds) - {"seed", "version"}, where)
+    check_keys(given, set(kinds) - {"seed", "version"}, where)
     typed = {}
     for name, value in given.items():
         try:
@@ -51,15 +42,8 @@ def _world(given: dict[str, Any], where: str) -> dict[str, Any]:
 
 def load(name: str) -> RulesRecipe:
     """Read and check a recipe; ValueError says which key is wrong."""
-    import yaml
-
-    path = find(name, "rules")
-    where = f"recipe {path.name}"
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{where}: not valid YAML: {error}") from None
-    _known(data, {f.name for f in dataclasses.fields(RulesRecipe)}, where)
+    where, data = read(name, "rules")
+    check_keys(data, {f.name for f in dataclasses.fields(RulesRecipe)}, where)
     if not isinstance(data.get("steps"), int) or data["steps"] < 1:
         raise ValueError(f"{where}: steps must be a whole number of at least 1")
     task = data.get("task") or {}
@@ -69,7 +53,7 @@ def load(name: str) -> RulesRecipe:
         data[part] = data.get(part) or {}
     if bool(data["world"]) == bool(task):
         raise ValueError(f"{where}: give one of `world:` (the rule world) and `task:` (a model)")
-    _known(task, set(FIELDS) - {"world", "form_weight"}, f"{where}, task")
+    check_keys(task, set(FIELDS) - {"world", "form_weight"}, f"{where}, task")
     if task:
         try:
             config_of({"model": "-", "dataset": "-"} | task)
@@ -80,7 +64,7 @@ def load(name: str) -> RulesRecipe:
             raise ValueError(f"{where}, task: {error}") from None
     else:
         data["world"] = _world(data["world"], f"{where}, world")
-    _known(data["methods"], METHOD_KEYS, f"{where}, methods")
+    check_keys(data["methods"], METHOD_KEYS, f"{where}, methods")
     for method, options in data["methods"].items():
-        _known(options, METHOD_KEYS[method], f"{where}, methods, {method}")
+        check_keys(options, METHOD_KEYS[method], f"{where}, methods, {method}")
     return RulesRecipe(**data, task=task)

@@ -22,10 +22,10 @@ from typing import Any
 
 from ..cache import fingerprint, write_text
 from ..data import Question, check_row, load_questions
-from ..solution_lm import EOS, texts_fingerprint
 from ..worlds import word_problems
 from .small_lm_facts import COMPLETION, PROMPT, prompt, sampled
 from .small_lm_training import SmallLM, completion, train
+from .solution_lm import EOS, texts_fingerprint
 
 
 def build(

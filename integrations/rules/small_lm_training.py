@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ..data import Question, check_row
-from ..solution_lm import EOS, train_tokenizer
 from ..worlds import word_problems
 from .small_lm_facts import prompt
+from .solution_lm import EOS, train_tokenizer
 
 MAX_LENGTH = 256  # tokens; longer texts are left out
 SAVE_STEPS = 200  # between two checkpoints

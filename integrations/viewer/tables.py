@@ -17,7 +17,6 @@ from .runs import Run, as_dict, number
 from .svg import strip, widen
 
 Cell = str | Markup
-Values = list[float | None]
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ import numpy as np
 from ..arm import Arm
 from ..cache import write_text
 from ..loop import make_trainer, prepare_folder, quiet
-from ..monitor import read_rows
+from ..watch.monitor import read_rows
 from .preference_task import ACCURACY, KINDS, PreferenceWorld, preference_task
 from .preferences import (
     Proxy,

@@ -23,7 +23,7 @@ from typing import Any
 from ..arm import Arm
 from ..cache import write_text
 from ..loop import make_trainer, prepare_folder, quiet
-from ..monitor import read_rows
+from ..watch.monitor import read_rows
 from .calibrate_preferences import TRAINER as PREFERENCE_TRAINER
 from .calibrate_preferences import as_csv
 from .rule_sums import LEVELS, MAX_COMPLETION, RuleSettings

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..cache import cached
 from . import arithmetic as task
+from .learn import llama
 
 if TYPE_CHECKING:
     import torch
@@ -47,6 +48,7 @@ class PolicySettings:
     version: int = VERSION
 
     def flaws(self) -> task.Flaws:
+        """How often each flaw is in the demonstrations."""
         return task.Flaws(self.wrong, self.broken, self.filler, self.hedged)
 
 
@@ -72,26 +74,13 @@ class JudgeSettings:
     version: int = VERSION
 
     def flaws(self) -> task.Flaws:
+        """How often each flaw is in the judge's training data."""
         return task.Flaws(self.wrong, self.broken, self.filler, self.hedged, self.informed)
 
 
 def model_config(settings: PolicySettings | JudgeSettings) -> dict[str, Any]:
     """The settings as arguments of LlamaConfig."""
-    ids = {token: i for i, token in enumerate(task.VOCABULARY)}
-    return {
-        "vocab_size": len(task.VOCABULARY),
-        "hidden_size": settings.width,
-        "intermediate_size": 4 * settings.width,
-        "num_hidden_layers": settings.layers,
-        "num_attention_heads": settings.heads,
-        "num_key_value_heads": settings.heads,
-        "max_position_embeddings": 64,
-        "initializer_range": settings.init,
-        "tie_word_embeddings": False,
-        "pad_token_id": ids[task.PAD],
-        "bos_token_id": ids[task.BOS],
-        "eos_token_id": ids[task.EOS],
-    }
+    return llama(task.VOCABULARY, settings)
 
 
 def _pad(rows: Sequence[Sequence[int]], pad: int, width: int) -> torch.Tensor:

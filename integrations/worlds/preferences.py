@@ -20,6 +20,7 @@ from ..cache import cached
 from ..progress import Say, silent, tell
 from ..tasks import generate
 from . import topics as language
+from .learn import llama
 
 if TYPE_CHECKING:
     import torch
@@ -117,20 +118,7 @@ def _trainer_options(folder: str, settings: PolicySettings | RewardSettings) -> 
 
 def model_config(settings: PolicySettings) -> dict[str, Any]:
     """The arguments of `LlamaConfig` for a policy."""
-    return {
-        "vocab_size": len(language.VOCABULARY),
-        "hidden_size": settings.width,
-        "intermediate_size": 4 * settings.width,
-        "num_hidden_layers": settings.layers,
-        "num_attention_heads": settings.heads,
-        "num_key_value_heads": settings.heads,
-        "max_position_embeddings": 64,
-        "initializer_range": settings.init,
-        "tie_word_embeddings": False,
-        "pad_token_id": language.VOCABULARY.index(language.PAD),
-        "bos_token_id": language.VOCABULARY.index(language.BOS),
-        "eos_token_id": language.VOCABULARY.index(language.EOS),
-    }
+    return llama(language.VOCABULARY, settings)
 
 
 def build_policy(settings: PolicySettings, say: Say = silent) -> Path:
@@ -248,9 +236,9 @@ def build_reward_model(
 
         import flatopt
 
-        from ..grm import GRMConfig, GRMTrainer
         from ..loop import quiet
-        from ..reward_model import start_reward_model
+        from ..reward_models.grm import GRMConfig, GRMTrainer
+        from ..reward_models.model import start_reward_model
 
         quiet()
         start = build_policy(settings.policy, say)

@@ -16,14 +16,13 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from ..cache import cached
-from ..progress import Say, silent, tell
+from ..progress import Say
 from ..rewards.correctness import integer_answer
 from ..rewards.form import (
     TAGS,
@@ -34,6 +33,7 @@ from ..rewards.form import (
     tag_count,
 )
 from ..rewards.number import parse_number
+from .learn import check_shape, learn, llama
 from .words import BOS, EOS, PAD, UNK, word_tokenizer
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class RuleSettings:
                 f"guess needs {len(LEVELS)} chances in [0, 1], one for each level "
                 f"({', '.join(map(str, LEVELS))} terms), got {list(self.guess)}"
             )
-        for name in ("train_problems", "test_problems", "demonstrations", "steps", "batch"):
+        for name in ("train_problems", "test_problems"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.train_problems + self.test_problems > MAX_PROBLEMS:
@@ -117,13 +117,7 @@ class RuleSettings:
                 f"are few sums of {LEVELS[0]} terms), got {self.train_problems} and "
                 f"{self.test_problems}"
             )
-        if self.lr <= 0 or self.init <= 0:
-            raise ValueError(f"lr and init must be above 0, got {self.lr} and {self.init}")
-        if min(self.layers, self.heads) < 1 or self.width < 1 or self.width % (2 * self.heads):
-            raise ValueError(
-                f"layers and heads must be at least 1, width a multiple of 2 * heads; "
-                f"got {self.layers}, {self.heads}, {self.width}"
-            )
+        check_shape(self)
 
 
 def make_problem(level: int, rng: random.Random) -> Problem:
@@ -284,20 +278,7 @@ def as_texts(completions: Sequence[Any], completion_ids: Sequence[Sequence[int]]
 
 def model_config(settings: RuleSettings) -> dict[str, Any]:
     """The settings as arguments of `LlamaConfig`."""
-    return {
-        "vocab_size": len(VOCABULARY),
-        "hidden_size": settings.width,
-        "intermediate_size": 4 * settings.width,
-        "num_hidden_layers": settings.layers,
-        "num_attention_heads": settings.heads,
-        "num_key_value_heads": settings.heads,
-        "max_position_embeddings": 64,
-        "initializer_range": settings.init,
-        "tie_word_embeddings": False,
-        "pad_token_id": VOCABULARY.index(PAD),
-        "bos_token_id": VOCABULARY.index(BOS),
-        "eos_token_id": VOCABULARY.index(EOS),
-    }
+    return llama(VOCABULARY, settings)
 
 
 def build_policy(settings: RuleSettings, progress: Say | None = None) -> Path:
@@ -307,56 +288,15 @@ def build_policy(settings: RuleSettings, progress: Say | None = None) -> Path:
     """
 
     def build(folder: Path) -> None:
-        import torch
-        from datasets import Dataset
-        from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback
-        from trl import SFTConfig, SFTTrainer
-
-        from ..loop import quiet
-
-        quiet()
-        tokenizer = make_tokenizer()
         train = problems(settings)
         rng = random.Random(f"rule demonstrations {settings.seed}")
-        ids: dict[str, int] = {word: i for i, word in enumerate(VOCABULARY)}
-        rows: dict[str, list[list[int]]] = {"input_ids": [], "completion_mask": []}
-        for _ in range(settings.demonstrations):
-            problem = rng.choice(train)
-            prompt = [BOS, *problem.prompt.split()]
-            completion = [*demonstrate(problem, settings, rng).split(), EOS]
-            rows["input_ids"].append([ids[word] for word in (*prompt, *completion)])
-            rows["completion_mask"].append([0] * len(prompt) + [1] * len(completion))
-        # the trainer seeds the caller's random state, which is to be left as it was
-        with torch.random.fork_rng(devices=[]), TemporaryDirectory() as scratch:
-            torch.manual_seed(settings.seed)
-            config = SFTConfig(
-                output_dir=scratch,
-                max_steps=settings.steps,
-                per_device_train_batch_size=settings.batch,
-                learning_rate=settings.lr,
-                lr_scheduler_type="cosine",
-                max_grad_norm=1.0,
-                seed=settings.seed,
-                completion_only_loss=True,
-                use_cpu=True,
-                bf16=False,
-                gradient_checkpointing=False,
-                save_strategy="no",
-                logging_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
-            )
-            trainer = SFTTrainer(
-                model=LlamaForCausalLM(LlamaConfig(**model_config(settings))),
-                args=config,
-                train_dataset=Dataset.from_dict(rows),
-                processing_class=tokenizer,
-            )
-            trainer.remove_callback(PrinterCallback)
-            what = f"rules policy {settings.seed}"
-            trainer.add_callback(tell(progress or silent, what, "learning from demonstrations"))
-            trainer.train()
-            trainer.save_model(str(folder))
-        tokenizer.save_pretrained(folder)
+
+        def demonstrations() -> Iterator[tuple[str, str]]:
+            for _ in range(settings.demonstrations):
+                problem = rng.choice(train)
+                yield problem.prompt, demonstrate(problem, settings, rng)
+
+        name = f"rules policy {settings.seed}"
+        learn(folder, make_tokenizer(), VOCABULARY, demonstrations(), settings, name, progress)
 
     return cached("rule-policy", settings, build)
