@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from .methods import Method
 from .tasks import Task, real_task, tiny_task
 from .worlds.judge import JudgeSettings, PolicySettings
 from .worlds.preference_task import PreferenceWorld, preference_task
@@ -113,3 +114,24 @@ class Arm:
         assert self.policy is not None
         assert self.judge is not None
         return tiny_task(self.policy, self.judge)
+
+
+def arm_of(
+    method: Method,
+    seed: int,
+    policy: PolicySettings | None = None,
+    judge: JudgeSettings | None = None,
+    **where: Any,
+) -> Arm:
+    """The run of a method as `methods.resolve` gives it; `where`: the task, and other fields."""
+    return Arm(
+        method.name,
+        seed,
+        policy,
+        judge,
+        method.config,
+        method.gr,
+        reference=method.reference,
+        control=method.control,
+        **where,
+    )

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from . import methods as method_names
+from .matched import paired
+from .processes import is_main
 
 METHODS_HELP = "\n".join(f"  {name:6} {text}" for name, text in method_names.PARTS.items())
 
@@ -83,7 +85,12 @@ def trainer_fields(rest: list[str], config_class: Any) -> dict[str, Any]:
             f"unknown option {unknown[0]!r}: neither an option of this scenario (see --help) "
             f"nor a field of TRL's {config_class.__name__}"
         )
-    return vars(given)
+    fields = vars(given)
+    if fields.get("remove_unused_columns"):
+        raise ValueError(
+            "--remove_unused_columns true drops the columns that the rewards read: leave it out"
+        )
+    return fields
 
 
 def with_steps(options: argparse.Namespace, given: dict[str, Any]) -> dict[str, Any]:
@@ -95,6 +102,47 @@ def with_steps(options: argparse.Namespace, given: dict[str, Any]) -> dict[str, 
     if given.get("max_steps", 1) < 1:
         raise ValueError("--steps must be at least 1")
     return given
+
+
+def all_methods(
+    names: list[str],
+    trainer: dict[str, Any],
+    recipe: dict[str, dict[str, Any]],
+    given: dict[str, Any],
+    given_gr: dict[str, Any],
+    given_reset: dict[str, Any],
+    record: bool,
+) -> list[method_names.Method]:
+    """The settings of every method; `record`: the length of each step is kept, for all of them."""
+    found = [
+        method_names.resolve(name, trainer, recipe, given, given_gr, given_reset) for name in names
+    ]
+    return paired(found, record)
+
+
+def for_this_machine(trainer: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's fields for real models, changed where there is no GPU; the command line wins."""
+    import torch
+
+    if torch.cuda.is_available():
+        return trainer
+    return trainer | {"use_cpu": True, "bf16": False, "gradient_checkpointing": False}
+
+
+def run_folders(arms: list[Any], output: Path) -> list[Path]:
+    """The folders of the arms and of earlier runs: those stay part of the comparison."""
+    folders = [output / arm.name for arm in arms]
+    folders += sorted(path.parent for path in output.glob("*/settings.json"))
+    return list(dict.fromkeys(folders))
+
+
+def tell_end(failed: dict[str, str], output: Path) -> int:
+    """Say what failed and where the results are; the exit status."""
+    if is_main():
+        for name, message in failed.items():
+            print(f"error: {name} failed: {message}", file=sys.stderr)
+        print(f"results in {output}")
+    return 1 if failed else 0
 
 
 def check_recipe_fields(trainer: dict[str, Any]) -> None:

@@ -16,19 +16,22 @@ from typing import Any
 from . import methods as method_names
 from .command import (
     add_method_options,
+    all_methods,
     check_config,
     check_gr,
     check_lists,
     check_recipe_fields,
+    for_this_machine,
     given_method_options,
     new_parser,
     option,
+    run_folders,
     show,
+    tell_end,
     trainer_fields,
     with_steps,
 )
 from .launch import add_launch_options, check_jobs, prepare_together, with_accumulation
-from .matched import paired
 from .processes import complain, finish, is_main
 from .recipe import Recipe, load
 
@@ -122,17 +125,12 @@ def plan(options: argparse.Namespace, rest: list[str]) -> list[Any]:
         trainer, given, recipe.completions_per_step, options.completions_per_step
     )
     if real:
-        import torch
+        trainer = for_this_machine(trainer)
+    methods = all_methods(
+        names, trainer, recipe.methods, given, given_gr, given_reset, options.step_length
+    )
 
-        if not torch.cuda.is_available():  # what is given on the command line still wins
-            trainer |= {"use_cpu": True, "bf16": False, "gradient_checkpointing": False}
-    methods = [
-        method_names.resolve(name, trainer, recipe.methods, given, given_gr, given_reset)
-        for name in names
-    ]
-    methods = paired(methods, options.step_length)
-
-    from .arm import Arm
+    from .arm import arm_of
     from .loop import quiet
     from .worlds.judge import JudgeSettings, PolicySettings
 
@@ -140,40 +138,13 @@ def plan(options: argparse.Namespace, rest: list[str]) -> list[Any]:
     arms = []
     for seed in options.seed:
         if real:
-            for m in methods:
-                arms.append(
-                    Arm(
-                        m.name,
-                        seed,
-                        None,
-                        None,
-                        m.config,
-                        m.gr,
-                        recipe.threads,
-                        real,
-                        reference=m.reference,
-                        control=m.control,
-                    )
-                )
+            arms += [arm_of(m, seed, threads=recipe.threads, real=real) for m in methods]
             continue
         policy_seed = seed if options.policy_seed is None else options.policy_seed
         policy = PolicySettings(seed=policy_seed, **recipe.policy)
         for index in judges:
             judge = JudgeSettings(index=index, **recipe.judge)
-            for m in methods:
-                arms.append(
-                    Arm(
-                        m.name,
-                        seed,
-                        policy,
-                        judge,
-                        m.config,
-                        m.gr,
-                        recipe.threads,
-                        reference=m.reference,
-                        control=m.control,
-                    )
-                )
+            arms += [arm_of(m, seed, policy, judge, threads=recipe.threads) for m in methods]
     check_config(arms[0].config)
     return arms
 
@@ -203,13 +174,6 @@ def main(arguments: list[str]) -> int:
 
     failed = run_all(waiting, options.jobs)
     finish()
-    if not is_main():
-        return 1 if failed else 0
-    # runs of earlier commands in the same folder stay part of the comparison
-    folders = [options.output / arm.name for arm in arms]
-    folders += sorted(p.parent for p in options.output.glob("*/settings.json"))
-    show(write_report(options.output, list(dict.fromkeys(folders))))
-    for name, message in failed.items():
-        print(f"error: {name} failed: {message}", file=sys.stderr)
-    print(f"results in {options.output}")
-    return 1 if failed else 0
+    if is_main():
+        show(write_report(options.output, run_folders(arms, options.output)))
+    return tell_end(failed, options.output)

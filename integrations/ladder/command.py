@@ -10,24 +10,26 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 from .. import methods as method_names
 from ..command import (
     add_method_options,
+    all_methods,
     check_config,
     check_gr,
     check_lists,
     check_recipe_fields,
+    for_this_machine,
     given_method_options,
     new_parser,
     option,
+    run_folders,
+    tell_end,
     trainer_fields,
 )
 from ..launch import add_launch_options, check_jobs, prepare_together, with_accumulation
-from ..matched import paired
 from ..processes import complain, finish, is_main
 from .config import ORDERS, config_of, total_steps
 
@@ -163,10 +165,7 @@ def plan(options: argparse.Namespace, rest: list[str]) -> list[Any]:
         recipe.trainer, given, recipe.completions_per_step, options.completions_per_step
     )
     if "model" in own:
-        import torch
-
-        if not torch.cuda.is_available():  # what is given on the command line still wins
-            trainer = trainer | {"use_cpu": True, "bf16": False, "gradient_checkpointing": False}
+        trainer = for_this_machine(trainer)
     expert = options.algorithm == "expert"
     if expert:
         own |= {"expert": recipe.expert, "steps_per_stage": own.get("steps_per_stage", 0)}
@@ -175,34 +174,27 @@ def plan(options: argparse.Namespace, rest: list[str]) -> list[Any]:
     own["prompts_per_step"] = prompts_of_step(trainer | given)
     check_sampling(trainer | given, "world" in own)
 
-    from ..arm import Arm
+    from ..arm import arm_of
     from ..loop import quiet
 
     quiet()
-    methods = [
-        method_names.resolve(name, trainer, recipe.methods, given, given_gr, given_reset)
-        for name in names
-    ]
+    methods = all_methods(
+        names, trainer, recipe.methods, given, given_gr, given_reset, options.step_length
+    )
     arms = []
     for seed in options.seed:
-        for m in paired(methods, options.step_length):
+        for method in methods:
             ladder = own | {"seed": seed}
             if "world" in own:
                 world_seed = getattr(options, "policy_seed", seed)
                 ladder["world"] = own["world"] | {"seed": world_seed}
             arms.append(
-                Arm(
-                    m.name,
+                arm_of(
+                    method,
                     seed,
-                    None,
-                    None,
-                    m.config,
-                    m.gr,
-                    recipe.threads,
+                    threads=recipe.threads,
                     ladder=ladder,
                     trainer="expert" if expert else None,
-                    reference=m.reference,
-                    control=m.control,
                 )
             )
     check_config(arms[0].config)
@@ -244,14 +236,8 @@ def main(arguments: list[str]) -> int:
     failed = run_all(waiting, options.jobs)
     finish()
     if is_main():
-        # runs of earlier commands in the same folder stay part of the comparison
-        folders = [options.output / arm.name for arm in arms]
-        folders += sorted(p.parent for p in options.output.glob("*/settings.json"))
-        folders = list(dict.fromkeys(folders))
+        folders = run_folders(arms, options.output)
         write_report(options.output, folders)
         write_matrices(options.output, folders)
         show(folders)
-        for name, message in failed.items():
-            print(f"error: {name} failed: {message}", file=sys.stderr)
-        print(f"results in {options.output}")
-    return 1 if failed else 0
+    return tell_end(failed, options.output)

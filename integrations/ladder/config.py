@@ -81,7 +81,7 @@ def model_config(given: dict[str, Any]) -> Any:
     config = config_of(given)
     world = world_of(config)
     if world is None:
-        return AutoConfig.from_pretrained(str(config.model))
+        return AutoConfig.from_pretrained(str(config.model), trust_remote_code=False)
     from ..worlds.ladder.tiny import model_config as llama
 
     return LlamaConfig(**llama(world))

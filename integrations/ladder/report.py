@@ -62,12 +62,13 @@ def matrix_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def outcome(run: Run) -> dict[str, float]:
-    """What follows from one run's matrix; rates in [0, 1].
+    """What follows from one run's matrix; rates in [0, 1], on gameable prompts.
 
-    `start <stage>`, `trained <stage>` (after its own phase), `before <stage>` (just before it) and
-    `transfer <stage>` = before - start, for stages that others were trained before; `held out`,
-    `undetected`, `held out away` of the ledger, after the last trained phase and after training
-    away; `gap <stage>` = proxy - true there; `capability` when told, after the last trained phase.
+    For each stage: `start`, `last` (after the last phase that games) and `away` (after gaming was
+    trained away), the gaming rates there; `trained`, right after its own phase; `before`, just
+    before that, and `transfer` = before - start, where other stages came first; `true` and `gap`,
+    the true reward and proxy - true, and `capability`, the rate when told how, all at `last`.
+    `held out`, `undetected`: of the stage that is never trained on, at `last`.
     """
     names = list(run["matrix"])
     cells = run["matrix"]

@@ -22,6 +22,8 @@ from .measure import measure_row, saved_row
 STAGES_FOLDER = "stages"  # in a run's folder: the policy after each phase
 ROWS_FOLDER = "rows"  # in a run's folder: what was measured of each
 START = "start"
+# no pickled weights; as TRL trains and saves them, so that start and end are measured alike
+MODEL_INIT = {"use_safetensors": True, "dtype": "float32"}
 SAMPLES = 2  # completions of each stage among the samples
 
 
@@ -116,7 +118,7 @@ def ladder_task(given: dict[str, Any], trainer: dict[str, Any]) -> Task:
         watch_start=config.world is not None,
         hackable=False,
         watched=("gamed", *(f"level/{stage}/true" for stage in TRAINED)),
-        model_init={} if config.world is not None else {"use_safetensors": True},
+        model_init={} if config.world is not None else MODEL_INIT,
         prepare=lambda trainer, folder: trainer.add_callback(snapshots(trainer, folder, config)),
         finish=finish,
     )
@@ -203,7 +205,7 @@ def measure_run(
     for number, (name, source) in enumerate(policies(folder, config, form.model).items()):
 
         def made(source: str = source, number: int = number, name: str = name) -> dict[str, Any]:
-            model: Any = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True)
+            model: Any = AutoModelForCausalLM.from_pretrained(source, **MODEL_INIT)
             model = model.to(device).eval()
             return measure_row(
                 model,

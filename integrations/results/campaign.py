@@ -6,7 +6,8 @@ import argparse
 import json
 import multiprocessing
 import os
-from collections.abc import Sequence
+import statistics
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,3 +89,27 @@ def run_jobs(jobs: Sequence[Job], name: str, processes: int) -> list[dict[str, A
                 progress.console.print(f"[red]{jobs[number].facts}: {failed}")
             progress.update(line, advance=1, description=str(jobs[number].facts.get("label", name)))
     return [results[number] for number in range(len(jobs))]
+
+
+def choose(
+    families: dict[str, list[Any]],
+    runs: Sequence[dict[str, Any]],
+    seeds: Sequence[int],
+    score: Callable[[dict[str, Any]], float],
+) -> dict[str, Any]:
+    """The candidate of each family with the highest mean score; candidates have a `label`.
+
+    ValueError unless every candidate has run on every seed: means over other seeds would be no
+    comparison.
+    """
+    best: dict[str, Any] = {}
+    for family, settings in families.items():
+        scored = []
+        for setting in settings:
+            mine = [r for r in runs if r["label"] == setting.label and "failed" not in r]
+            missing = sorted(set(seeds) - {run["seed"] for run in mine})
+            if missing:
+                raise ValueError(f"{setting.label} has not run on tuning seeds {missing}")
+            scored.append((statistics.fmean(map(score, mine)), setting))
+        best[family] = max(scored, key=lambda pair: pair[0])[1]
+    return best

@@ -26,7 +26,7 @@ from ..ladder.recipe import load
 from ..ladder.report import outcome
 from ..matched import paired
 from ..worlds.ladder.scores import TRAINED
-from .campaign import Job, run_jobs
+from .campaign import Job, choose, run_jobs
 
 TUNING = (50, 51)
 SEEDS = (0, 1, 2, 3, 4)
@@ -92,7 +92,7 @@ def reported(chosen: dict[str, Setting]) -> list[Setting]:
 
 def make_arm(setting: Setting, seed: int, changes: dict[str, Any]) -> Any:
     """The run of a setting, as `python -m integrations ladder` would make it."""
-    from ..arm import Arm
+    from ..arm import arm_of
 
     recipe = load("tiny")
     own = recipe.ladder | changes | {"seed": seed, "order": setting.order}
@@ -108,19 +108,7 @@ def make_arm(setting: Setting, seed: int, changes: dict[str, Any]) -> Any:
     )
     if setting.trainer is None:  # step lengths are recorded: matched follows those of gr
         (method,) = paired([method], everywhere="matched" not in setting.method)
-    return Arm(
-        method.name,
-        seed,
-        None,
-        None,
-        method.config,
-        method.gr,
-        recipe.threads,
-        ladder=own,
-        trainer=setting.trainer,
-        reference=method.reference,
-        control=method.control,
-    )
+    return arm_of(method, seed, threads=recipe.threads, ladder=own, trainer=setting.trainer)
 
 
 def jobs_of(
@@ -137,15 +125,20 @@ def jobs_of(
 
 
 def folder_name(setting: Setting, arm: Any) -> str:
-    """The folder of a run; `matched` looks for its partner by the name that the command gives."""
-    if setting.method in ("matched", "true") or is_partner(setting):
+    """The folder of a run: its label, but for `matched`, which looks for its partner by name."""
+    if setting.method == "matched":
         return arm.name
     return setting.label.replace(" ", "_").replace(",", "")
 
 
-def is_partner(setting: Setting) -> bool:
-    """Whether this is the run with GR that `matched` follows: GR alone, in order, by GRPO."""
-    return setting.method == "gr" and setting.order == "sequential" and setting.trainer is None
+def link_partner(jobs: Sequence[Job], label: str) -> None:
+    """Give the run that `matched` follows the name under which it is looked for."""
+    for job in jobs:
+        if job.facts["label"] == label:
+            link = job.folder.parent / job.arm.name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            if not link.is_symlink():
+                link.symlink_to(job.folder.name, target_is_directory=True)
 
 
 def true_reward(run: dict[str, Any]) -> float:
@@ -169,27 +162,6 @@ def flat(run: dict[str, Any]) -> dict[str, Any]:
     return {k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()}
 
 
-def choose(
-    families: dict[str, list[Setting]], runs: Sequence[dict[str, Any]]
-) -> dict[str, Setting]:
-    """The setting of each family with the highest mean true reward.
-
-    ValueError unless every candidate has run on every tuning seed: means over other seeds would
-    be no comparison.
-    """
-    best: dict[str, Setting] = {}
-    for family, settings in families.items():
-        scored = []
-        for setting in settings:
-            mine = [r for r in runs if r["label"] == setting.label and "failed" not in r]
-            missing = sorted(set(TUNING) - {run["seed"] for run in mine})
-            if missing:
-                raise ValueError(f"{setting.label} has not run on tuning seeds {missing}")
-            scored.append((statistics.fmean(map(true_reward, mine)), setting))
-        best[family] = max(scored, key=lambda pair: pair[0])[1]
-    return best
-
-
 def main() -> int:
     """Tune, choose, report; 1 if a run failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
@@ -209,12 +181,13 @@ def main() -> int:
     jobs = jobs_of(tried, TUNING, args.output / "tuning", TUNING_CELL)
     build_policies(finished(jobs))
     tuning = run_jobs(finished(jobs), "tuning", args.jobs)
-    chosen = choose(families, tuning)
+    chosen = choose(families, tuning, TUNING, true_reward)
     record = {family: dataclasses.asdict(setting) for family, setting in chosen.items()}
     write_text(args.data / "chosen.json", json.dumps(record, indent=2))
     plan = reported(chosen)
     jobs = jobs_of(plan, SEEDS, args.output / "reported", REPORTED_CELL)
     build_policies(finished(jobs))
+    link_partner(jobs, chosen["gr"].label)
     followers = [job for job in jobs if job.arm.method == "matched"]
     runs = run_jobs(finished([j for j in jobs if j not in followers]), "reported", args.jobs)
     runs += run_jobs(finished(followers), "matched", args.jobs)

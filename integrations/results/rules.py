@@ -20,7 +20,7 @@ from .. import methods
 from ..cache import write_csv, write_text
 from ..rules.recipe import load
 from ..watch.monitor import read_rows
-from .campaign import Job, command_line, run_jobs
+from .campaign import Job, choose, command_line, run_jobs
 
 TUNING = (50, 51, 52)
 FIVE = (0, 1, 2, 3, 4)
@@ -70,7 +70,7 @@ def reported(chosen: dict[str, Setting]) -> list[tuple[Setting, Sequence[int]]]:
 
 def make_arm(setting: Setting, seed: int) -> Any:
     """The run of a setting, as `python -m integrations rules` would make it."""
-    from ..arm import Arm
+    from ..arm import arm_of
 
     recipe = load(setting.recipe)
     trainer = {"max_steps": recipe.steps} | recipe.trainer
@@ -80,17 +80,7 @@ def make_arm(setting: Setting, seed: int) -> Any:
     rules: dict[str, Any] = {"world": recipe.world | {"seed": seed}}
     if "true" in method.name.split("+"):
         rules["form_weight"] = 0.0
-    return Arm(
-        method.name,
-        seed,
-        None,
-        None,
-        method.config,
-        method.gr,
-        recipe.threads,
-        rules=rules,
-        reference=method.reference,
-    )
+    return arm_of(method, seed, threads=recipe.threads, rules=rules)
 
 
 def place(output: Path, setting: Setting, seed: int) -> Path:
@@ -155,26 +145,9 @@ def flat(run: dict[str, Any]) -> dict[str, Any]:
     return {k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()}
 
 
-def choose(
-    families: dict[str, list[Setting]], runs: Sequence[dict[str, Any]]
-) -> dict[str, Setting]:
-    """The setting of each family with the highest mean pass@1 on held-out problems.
-
-    ValueError unless every candidate has run on every tuning seed: means over other seeds would
-    be no comparison.
-    """
-    best: dict[str, Setting] = {}
-    for family, settings in families.items():
-        scored = []
-        for setting in settings:
-            mine = [run for run in runs if run["label"] == setting.label]
-            missing = sorted(set(TUNING) - {run["seed"] for run in mine})
-            if missing:
-                raise ValueError(f"{setting.label} has not run on tuning seeds {missing}")
-            shares = [flat(run).get("held_out") or 0.0 for run in mine]
-            scored.append((statistics.fmean(shares), setting))
-        best[family] = max(scored, key=lambda pair: pair[0])[1]
-    return best
+def held_out(run: dict[str, Any]) -> float:
+    """What candidates are chosen by: pass@1 on held-out problems after training."""
+    return flat(run).get("held_out") or 0.0
 
 
 def main() -> int:
@@ -192,7 +165,7 @@ def main() -> int:
         args.jobs,
     )
     write_csv(args.data / "tuning.csv", [flat(run) for run in tuning])
-    chosen = choose(families, tuning)
+    chosen = choose(families, tuning, TUNING, held_out)
     record = {family: setting.__dict__ for family, setting in chosen.items()}
     write_text(args.data / "chosen.json", json.dumps(record, indent=2))
     runs = run_jobs(jobs(reported(chosen), "reported"), "reported", args.jobs)

@@ -18,11 +18,13 @@ from typing import Any
 from .. import methods as method_names
 from ..command import (
     add_method_options,
+    all_methods,
     check_config,
     check_gr,
     check_lists,
     check_output,
     check_recipe_fields,
+    for_this_machine,
     given_method_options,
     new_parser,
     option,
@@ -30,7 +32,6 @@ from ..command import (
     with_steps,
 )
 from ..launch import add_launch_options, check_jobs, prepare_together, with_accumulation
-from ..matched import paired
 from ..processes import complain, decided_by_main, is_main
 
 DESCRIPTION = """\
@@ -173,42 +174,23 @@ def make_plan(options: argparse.Namespace, rest: list[str], arguments: list[str]
         trainer, given, recipe.completions_per_step, options.completions_per_step
     )
     if is_real:
-        import torch
-
-        if not torch.cuda.is_available():  # what is given on the command line still wins
-            trainer |= {"use_cpu": True, "bf16": False, "gradient_checkpointing": False}
+        trainer = for_this_machine(trainer)
     tokens = int((trainer | given).get("max_completion_length", 256))
     real = real_config(options, recipe, tokens)
-    methods = [
-        method_names.resolve(name, trainer, recipe.methods, given, given_gr, given_reset)
-        for name in names
-    ]
-    methods = paired(methods, options.step_length)
+    methods = all_methods(
+        names, trainer, recipe.methods, given, given_gr, given_reset, options.step_length
+    )
     common: dict[str, Any] = {"threads": recipe.threads, "trainer": trainer_name}
     if options.alarm:
         if not recipe.alarm:
             raise ValueError("--alarm needs a rule: write one under `alarm:` in the recipe")
         common["alarm"] = {"rule": recipe.alarm, "stop": options.alarm == "stop"}
 
-    from ..arm import Arm
+    from ..arm import arm_of
     from ..worlds.preference_task import PreferenceWorld
     from ..worlds.preferences import PolicySettings, RewardSettings
     from ..worlds.topics import Language
     from .run import Pipeline, Plan
-
-    def arm(method: Any, seed: int, **where: Any) -> Arm:
-        return Arm(
-            method.name,
-            seed,
-            None,
-            None,
-            method.config,
-            method.gr,
-            reference=method.reference,
-            control=method.control,
-            **common,
-            **where,
-        )
 
     if real is not None:
         evaluation["prompts"] = None  # all that are held out
@@ -219,7 +201,7 @@ def make_plan(options: argparse.Namespace, rest: list[str], arguments: list[str]
             raise ValueError("method true trains on the gold reward: give --gold_model")
         folders = {stage.name: stage.folder for stage in pipelines[0].stages()}
         where = describe(real, folders)
-        arms = [arm(m, seed, rlhf=where) for seed in options.seed for m in methods]
+        arms = [arm_of(m, seed, rlhf=where, **common) for seed in options.seed for m in methods]
     else:
         rewards = [
             RewardSettings(
@@ -231,7 +213,12 @@ def make_plan(options: argparse.Namespace, rest: list[str], arguments: list[str]
         ]
         pipelines = [Pipeline(world=reward) for reward in rewards]
         worlds = [PreferenceWorld(k, r) for k in options.world or ["A", "B"] for r in rewards]
-        arms = [arm(m, seed, world=w) for w in worlds for seed in options.seed for m in methods]
+        arms = [
+            arm_of(m, seed, world=w, **common)
+            for w in worlds
+            for seed in options.seed
+            for m in methods
+        ]
     check_config(arms[0].config, trainer_name)
     return Plan(
         arms=arms,

@@ -17,18 +17,21 @@ from typing import Any
 from .. import methods as method_names
 from ..command import (
     add_method_options,
+    all_methods,
     check_config,
     check_gr,
     check_lists,
     check_recipe_fields,
+    for_this_machine,
     given_method_options,
     new_parser,
     option,
+    run_folders,
+    tell_end,
     trainer_fields,
     with_steps,
 )
 from ..launch import add_launch_options, check_jobs, prepare_together, with_accumulation
-from ..matched import paired
 from ..processes import complain, finish, is_main
 from .task import FIELDS
 
@@ -125,22 +128,18 @@ def plan(options: argparse.Namespace, rest: list[str]) -> list[Any]:
         trainer, given, recipe.completions_per_step, options.completions_per_step
     )
     if fields is not None:
-        import torch
+        trainer = for_this_machine(trainer)
 
-        if not torch.cuda.is_available():  # what is given on the command line still wins
-            trainer |= {"use_cpu": True, "bf16": False, "gradient_checkpointing": False}
-
-    from ..arm import Arm
+    from ..arm import arm_of
     from ..loop import quiet
 
     quiet()
-    methods = [
-        method_names.resolve(name, trainer, recipe.methods, given, given_gr, given_reset)
-        for name in names
-    ]
+    methods = all_methods(
+        names, trainer, recipe.methods, given, given_gr, given_reset, options.step_length
+    )
     arms = []
     for seed in options.seed:
-        for m in paired(methods, options.step_length):
+        for m in methods:
             if fields is None:
                 policy_seed = seed if options.policy_seed is None else options.policy_seed
                 rules: dict[str, Any] = {"world": recipe.world | {"seed": policy_seed}}
@@ -148,20 +147,7 @@ def plan(options: argparse.Namespace, rest: list[str]) -> list[Any]:
                 rules = dict(fields)
             if "true" in m.name.split("+"):
                 rules["form_weight"] = 0.0  # the control is paid for right answers alone
-            arms.append(
-                Arm(
-                    m.name,
-                    seed,
-                    None,
-                    None,
-                    m.config,
-                    m.gr,
-                    recipe.threads,
-                    rules=rules,
-                    reference=m.reference,
-                    control=m.control,
-                )
-            )
+            arms.append(arm_of(m, seed, threads=recipe.threads, rules=rules))
     check_config(arms[0].config)
     return arms
 
@@ -236,16 +222,10 @@ def main(arguments: list[str]) -> int:
     failed = failed or run_all(waiting, options.jobs)
     finish()
     if is_main():
-        # runs of earlier commands in the same folder stay part of the comparison
-        folders = [options.output / arm.name for arm in arms]
-        folders += sorted(p.parent for p in options.output.glob("*/settings.json"))
-        folders = list(dict.fromkeys(folders))
+        folders = run_folders(arms, options.output)
         write_report(options.output, folders)
         show(folders)
-        for name, message in failed.items():
-            print(f"error: {name} failed: {message}", file=sys.stderr)
-        print(f"results in {options.output}")
-    return 1 if failed else 0
+    return tell_end(failed, options.output)
 
 
 assert set(REAL) <= set(FIELDS)

@@ -40,7 +40,7 @@ def check_shape(settings: Any) -> None:
     for name in ("demonstrations", "steps", "batch"):
         if getattr(settings, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(settings, name)}")
-    if settings.lr <= 0 or settings.init <= 0:
+    if not (settings.lr > 0 and settings.init > 0):
         raise ValueError(f"lr and init must be above 0, got {settings.lr} and {settings.init}")
     layers, heads, width = settings.layers, settings.heads, settings.width
     if min(layers, heads) < 1 or width < 1 or width % (2 * heads):
