@@ -126,7 +126,7 @@ def outcome_table(found: dict[str, list[dict[str, Any]]]) -> str:
         )
     header = (
         "arm", "runs", "true reward, trained stages", "proxy - true, gameable prompts",
-        "ledger edited, %", "pooled (95 %)", "of them hidden, % of all", "after training away, %",
+        "ledger edited, %", "pooled (95 %)", "undetected, %", "edited after training away, %",
         "told how, %",
     )  # fmt: skip
     return markdown(header, lines)
