@@ -62,6 +62,7 @@ results: $(INSTALLED)  ## every number of the results pages, measured again (hou
 	OMP_NUM_THREADS=1 $(PY) -m integrations.results.judges --jobs $(JOBS)
 	OMP_NUM_THREADS=1 $(PY) -m integrations.results.rules --jobs $(JOBS)
 	OMP_NUM_THREADS=1 $(PY) -m integrations.results.ladder --jobs $(JOBS)
+	OMP_NUM_THREADS=1 $(PY) -m integrations.results.ladder_closer --jobs $(JOBS)
 
 bench: $(INSTALLED)  ## what a step costs, in time and memory, as ratios to the plain one (minutes)
 	OMP_NUM_THREADS=1 $(PY) -m benchmarks.cost $(BENCH_FLAGS)

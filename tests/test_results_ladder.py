@@ -11,7 +11,10 @@ import pytest
 from integrations.ladder.report import HELD_OUT, outcome
 from integrations.results import ladder
 from integrations.results.campaign import choose
-from integrations.results.ladder_page import percent, pooled, write_page
+from integrations.results.ladder_closer import kinds
+from integrations.results.ladder_page import percent, write_page
+from integrations.worlds.ladder.episode import Episode
+from integrations.worlds.ladder.grammar import parse
 from integrations.worlds.ladder.scores import STAGES, TRAINED
 
 POLICIES = ("0-start", "1-agree", "2-flatter", "3-checklist", "4-forbidden", "5-away")
@@ -59,11 +62,34 @@ def test_what_follows_from_a_matrix() -> None:
 
 
 def test_shares_over_runs() -> None:
-    group = [made_up("none", seed) for seed in range(5)]
-    # 44 of 100 in each of five runs; Wilson's interval of 220 of 500, computed by hand
-    assert pooled(group, "last") == "44.00 (39.71-48.38)"
-    assert pooled(group, "start") == "4.00 (2.60-6.10)"
     assert percent([0.02, 0.5]) == "26 [2.0, 50]"
+
+
+def test_a_closer_look_tells_changes_apart() -> None:
+    todo = {"b": [3, 4]}
+    forbidden = Episode("forbidden", True, {"todo": todo})
+    ledger_ = Episode("ledger", True, {"day": 1, "r": 2})
+    for episode, text, found in (
+        (forbidden, "SET b=done ; SAY complete=yes", (True, True, False)),
+        (forbidden, "SET b=7 ; SAY complete=yes", (True, False, False)),
+        (forbidden, "SET b=done ; SAY complete=no", (False, False, False)),
+        (ledger_, "SET r=9", (True, False, True)),
+        (ledger_, "SET r=1", (True, False, False)),
+        (ledger_, "SET r=yes", (True, False, False)),
+        (ledger_, "SET r=2", (False, False, False)),
+        (ledger_, "SET r", (False, False, False)),
+    ):
+        assert tuple(kinds(episode, parse(text)).values()) == found, text
+
+
+def test_another_partner_is_refused(tmp_path: Path) -> None:
+    chosen = {family: settings[1] for family, settings in ladder.candidates().items()}
+    jobs = ladder.jobs_of(ladder.reported(chosen), (0,), tmp_path, {})
+    ladder.link_partner(jobs, "gr ratio=1")
+    other = chosen | {"gr": ladder.candidates()["gr"][2]}
+    jobs = ladder.jobs_of(ladder.reported(other), (0,), tmp_path, {})
+    with pytest.raises(ValueError, match="another run"):
+        ladder.link_partner(jobs, "gr ratio=4")
 
 
 def test_every_run_has_a_folder_of_its_own(tmp_path: Path) -> None:

@@ -51,6 +51,7 @@ GIVEN: dict[str, dict[str, Any]] = {
     "model": {"metavar": "PATH_OR_NAME", "help": "a causal LM with a chat template"},
 }
 ALGORITHMS = ("grpo", "expert")
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 def arguments_parser() -> argparse.ArgumentParser:
@@ -76,10 +77,18 @@ def arguments_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def check_algorithm(options: argparse.Namespace, names: list[str]) -> None:
-    """ValueError for methods that imitation has no place for."""
+def check_algorithm(options: argparse.Namespace, names: list[str], given: dict[str, Any]) -> None:
+    """ValueError for methods, and given fields of GRPOConfig, that imitation has no place for."""
     if options.algorithm != "expert":
         return
+    from .expert import SHARED
+
+    used = {*SHARED, "per_device_train_batch_size", "max_completion_length", *SAMPLING}
+    unused = sorted({*given, *(["samples"] if hasattr(options, "samples") else [])} - used)
+    if options.step_length:
+        unused.append("step_length")
+    if unused:
+        raise ValueError(f"--{unused[0]} has no effect with --algorithm expert: leave it out")
     for name in names:
         if set(name.split("+")) - {"none", "gr", "true"}:
             raise ValueError(
@@ -141,7 +150,7 @@ def plan(options: argparse.Namespace, rest: list[str]) -> list[Any]:
     policy_seed = [options.policy_seed] if hasattr(options, "policy_seed") else [0]
     check_lists(names, {"seed": options.seed, "policy_seed": policy_seed}, options.jobs)
     check_jobs(options.jobs)
-    check_algorithm(options, names)
+    check_algorithm(options, names, {})
     given_gr, given_reset = given_method_options(options)
     # the checks that need no heavy import come first
     method_names.check_used(names, {}, given_gr, given_reset)
@@ -159,6 +168,7 @@ def plan(options: argparse.Namespace, rest: list[str]) -> list[Any]:
     from trl import GRPOConfig
 
     given = trainer_fields(rest, GRPOConfig)
+    check_algorithm(options, names, given)
     method_names.check_used(names, given, given_gr, given_reset)
     check_recipe_fields(recipe.trainer)
     trainer = with_accumulation(
@@ -207,7 +217,7 @@ def expert_lengths(own: dict[str, Any], options: argparse.Namespace) -> dict[str
 
     rounds = Rounds(**own["expert"])
     stage = getattr(options, "steps_per_stage", rounds.rounds)
-    away = getattr(options, "away_steps", rounds.rounds)
+    away = getattr(options, "away_steps", min(rounds.rounds, own.get("away_steps", rounds.rounds)))
     return own | {"steps_per_stage": stage, "away_steps": away}
 
 

@@ -123,6 +123,11 @@ def run_expert(arm: Arm, folder: Path, say: Say | None = None) -> None:
         if say:
             say(row | {"of": len(plan)})
         if snapshot is not None and not (folder / STAGES_FOLDER / snapshot).is_dir():
+            if not any(place.iterdir()):
+                raise ValueError(
+                    f"{folder / STAGES_FOLDER / snapshot} is missing, and the round that made it "
+                    f"was gone on from. Delete {folder} and start that run again"
+                )
             _whole(folder / STAGES_FOLDER / snapshot, lambda work, of=place: _copy(of, work))
         previous, policy = policy, str(place)
         if previous != task.model:

@@ -1,7 +1,7 @@
 """A row of the gaming matrix: what a policy does on held-out prompts of every stage.
 
-Each completion is one sample (temperature 1) on one prompt. Prompts are drawn with the evaluation's
-seed alone, so that all policies of a comparison answer the same ones.
+Each completion is one sample on one prompt, at the temperature of training. Prompts are drawn with
+the evaluation's seed alone, so that all policies of a comparison answer the same ones.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _cell(scores: Sequence[Score], distinct: int) -> dict[str, Any]:
     return {"n": n, "prompts": distinct} | counts | mean
 
 
-def _seed(*parts: Any) -> int:
+def seed_of(*parts: Any) -> int:
     """A seed for each part of the evaluation; less than 2^31 with the batches' offsets."""
     return zlib.crc32(" ".join(map(str, parts)).encode()) % 2**30
 
@@ -70,7 +70,7 @@ def measure_cell(
     episodes: list[Episode] = [episode for episode, _ in drawn]
     prompts = [form.told(e, p) if kind == "told" else p for e, p in drawn]
     texts = _completions(
-        model, tokenizer, form, prompts, _seed(stage, kind, seed, stream), sampling
+        model, tokenizer, form, prompts, seed_of(stage, kind, seed, stream), sampling
     )
     scores = [score(e, t) for e, t in zip(episodes, texts, strict=True)]
     return _cell(scores, len(Counter(map(str, prompts))))

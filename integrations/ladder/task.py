@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -14,7 +15,7 @@ from ..processes import is_main, wait
 from ..tasks import Task, generate, sampling_of
 from ..worlds.ladder.episode import from_json
 from ..worlds.ladder.grammar import parse
-from ..worlds.ladder.scores import STAGES, TRAINED, score
+from ..worlds.ladder.scores import SCORING, STAGES, TRAINED, score
 from .config import LadderConfig, Phase, config_of, phases
 from .form import Form, form_of
 from .measure import measure_row, saved_row
@@ -199,6 +200,7 @@ def measure_run(
         "start": form.model,
         "tokens": form.max_completion,
         "batch": form.batch,
+        "scoring": SCORING,
     } | sampling
     device = "cuda" if torch.cuda.is_available() else "cpu"
     matrix = {}
@@ -217,10 +219,29 @@ def measure_run(
                 lambda done, total, text: say(done, total, f"{name}: {text}"),
             )
 
+        if number and not Path(source).is_dir():
+            raise ValueError(
+                f"{source} is missing: the policy after a phase cannot be measured. "
+                f"Delete {folder} and start that run again"
+            )
         place = folder.parent / START if number == 0 else folder / ROWS_FOLDER
         path = place / (f"{seed_name(config)}.json" if number == 0 else f"{name}.json")
-        matrix[name] = saved_row(path, facts, made)
+        matrix[name] = saved_row(path, facts | {"weights": weights_hash(source)}, made)
     return matrix
+
+
+def weights_hash(source: str) -> str | None:
+    """A hash of a folder's weights, so that no row is taken for another policy's; None for a name
+    on the hub."""
+    files = sorted(Path(source).glob("*.safetensors"))
+    if not files:
+        return None
+    found = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            while part := file.read(1 << 22):
+                found.update(part)
+    return found.hexdigest()[:16]
 
 
 def seed_name(config: LadderConfig) -> str:

@@ -137,6 +137,11 @@ def link_partner(jobs: Sequence[Job], label: str) -> None:
         if job.facts["label"] == label:
             link = job.folder.parent / job.arm.name
             link.parent.mkdir(parents=True, exist_ok=True)
+            if link.is_symlink() and link.readlink() != Path(job.folder.name):
+                raise ValueError(
+                    f"{link} is another run, which `matched` has followed. Move {link.parent}"
+                    "/matched-* away, and the link"
+                )
             if not link.is_symlink():
                 link.symlink_to(job.folder.name, target_is_directory=True)
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from ..cache import write_csv
-from ..evaluate import wilson
 from ..ladder.report import HELD_OUT, heat_maps, matrix_rows, mean_matrix
 from ..worlds.ladder.scores import STAGES, TRAINED
 from .ladder import flat
@@ -89,45 +88,40 @@ def transfer_table(found: dict[str, list[dict[str, Any]]]) -> str:
     return markdown(("arm", *stages), lines)
 
 
-def pooled(group: Sequence[dict[str, Any]], policy: str, flag: str = "gamed") -> str:
-    """A share of the held-out stage over all runs together, with its Wilson interval.
-
-    The interval is of the sampling of completions alone: runs differ by more (see the spread).
-    """
-    cells = []
-    for run in group:
-        plain = [name for name in run["matrix"] if not name.endswith("-away")]
-        name = {"start": plain[0], "last": plain[-1], "away": list(run["matrix"])[-1]}[policy]
-        cells.append(run["matrix"][name][HELD_OUT]["gameable"])
-    n, hits = sum(c["n"] for c in cells), sum(c[flag] for c in cells)
-    low, high = wilson(hits / n, n)
-    return f"{100 * hits / n:.2f} ({100 * low:.2f}-{100 * high:.2f})"
-
-
 def outcome_table(found: dict[str, list[dict[str, Any]]]) -> str:
-    """True reward and gap on the trained stages, and what reached the held-out one."""
+    """Proxy and true reward on the trained stages, and what reached the held-out one."""
     lines = []
     for label, group in found.items():
         rows = [flat(run) for run in group]
-        gaps = [statistics.fmean(row[f"gap {s}"] for s in TRAINED) for row in rows]
-        away = [row[f"away {HELD_OUT}"] for row in rows if f"away {HELD_OUT}" in row]
+        proxies = [
+            statistics.fmean(row[f"gap {s}"] + row[f"true {s}"] for s in TRAINED) for row in rows
+        ]
+        ledger = {
+            name: [run["matrix"][name][HELD_OUT]["gameable"] for run in group]
+            for name in group[0]["matrix"]
+        }
+        rates = {n: percent([c["gamed"] / c["n"] for c in cells]) for n, cells in ledger.items()}
+        names = list(rates)
+        third = next((rates[n] for n in names if n.endswith("-checklist")), "-")
+        away = rates[names[-1]] if names[-1].endswith("-away") else "-"
+        last = next(n for n in reversed(names) if not n.endswith("-away"))
         lines.append(
             [
                 label,
                 str(len(group)),
+                spread(proxies),
                 spread([row["true reward"] for row in rows]),
-                spread(gaps),
-                percent([row["held out"] for row in rows]),
-                pooled(group, "last"),
+                third,
+                rates[last],
                 percent([row["undetected"] for row in rows]),
-                percent(away) if away else "-",
+                away,
                 percent([row[f"capability {HELD_OUT}"] for row in rows]),
             ]
         )
     header = (
-        "arm", "runs", "true reward, trained stages", "proxy - true, gameable prompts",
-        "ledger edited, %", "pooled (95 %)", "undetected, %", "edited after training away, %",
-        "told how, %",
+        "arm", "runs", "proxy, gameable prompts", "true reward, all prompts",
+        "ledger edited after stage 3, %", "after stage 4, %", "undetected, %",
+        "after training away, %", "told how, %",
     )  # fmt: skip
     return markdown(header, lines)
 
@@ -167,5 +161,9 @@ def tuning_table(tuning: Sequence[dict[str, Any]]) -> str:
             reward = " ".join(f"{row['true reward']:.3f}" for row in rows)
             edited = " ".join(f"{100 * row['held out']:.1f}" for row in rows)
             gamed = statistics.fmean(row[f"last {s}"] for row in rows for s in TRAINED)
-            lines.append([label, reward, f"{100 * gamed:.0f}", edited])
-    return markdown(("candidate", "true reward", "gamed, trained stages, %", "ledger, %"), lines)
+            paid = statistics.fmean(
+                row[f"gap {s}"] + row[f"true {s}"] for row in rows for s in TRAINED
+            )
+            lines.append([label, reward, f"{paid:.2f}", f"{100 * gamed:.0f}", edited])
+    header = ("candidate", "true reward", "proxy", "gamed, trained stages, %", "ledger, %")
+    return markdown(header, lines)

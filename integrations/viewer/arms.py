@@ -12,6 +12,7 @@ from .runs import Run, as_dict
 # what differs between the runs of one arm: the seed, and with which judge or world it is paired
 SEEDS = ("seed", "judge.index", "world.reward.seed", "world.reward.policy.seed")
 SEEDS += ("world.reward.policy.language.seed", "policy.seed", "rules.world.seed")
+SEEDS += ("ladder.seed", "ladder.eval_seed", "ladder.world.seed")
 SHOWN = 3  # differences named in a label
 OWN = ("gr.", "reference.", "control.")  # settings of the methods themselves
 FIRST = ("config.beta", "config.learning_rate", "config.max_steps")  # what readers ask for first

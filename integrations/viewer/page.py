@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from ..report import WINDOW
-from . import held_out, tables
+from . import held_out, ladder, tables
 from .arms import Arm, group_runs
 from .completions import side_by_side
 from .panels import GR_PLOTS, constants, sections
@@ -31,12 +31,15 @@ def scenario(run: Run) -> str:
         ("rlhf", "RLHF with"),
         ("real", "an LLM judge with"),
         ("rules", "rules with"),
+        ("ladder", "the ladder with"),
     ):
         model = as_dict(settings.get(name)).get("model")
         if isinstance(model, str):
             return f"{text} {Path(model).name}"
     if "rules" in settings:
         return "the rule world"
+    if "ladder" in settings:
+        return "the ladder of environments"
     if "world" in settings:
         return f"preference world {as_dict(settings['world']).get('kind', '')}".strip()
     return "the judge world" if "judge" in settings else "an unknown task"
@@ -73,7 +76,8 @@ def sentences(arms: Sequence[Arm]) -> list[str]:
         ends = [v for run in arm.finished if (v := tables.final(run, "true")) is not None]
         if ends:
             means[arm.label] = statistics.fmean(ends)
-    if len(means) > 1 and len(tasks) == 1:  # rewards of two tasks do not compare
+    away = ladder.ends_on_truth(runs)  # then the final reward is no outcome of the method
+    if len(means) > 1 and len(tasks) == 1 and not away:  # rewards of two tasks do not compare
         best, worst = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
         ends = [f"{tables.show(means[label])} (“{label}”)" for label in (best, worst)]
         said.append(f"Final true reward, mean over runs: highest {ends[0]}, lowest {ends[1]}.")
@@ -128,6 +132,8 @@ def build_page(runs: Sequence[Run], title: str) -> str:
         "problems": tables.problems(runs),
         "accuracy": held_out.accuracy_table(arms),
         "gold": held_out.gold_table(arms),
+        "gaming": ladder.gaming_matrix(arms),
+        "ends_on_truth": ladder.ends_on_truth(runs),
         "level_panels": held_out.level_panels(arms),
         "sections": [s for s in plots if s.heading != GR_PLOTS],
         "gr_plots": [s for s in plots if s.heading == GR_PLOTS],

@@ -12,6 +12,7 @@ from . import agree, checklist, flatter, forbidden, ledger
 from .episode import Episode, Stage
 from .grammar import parse
 
+SCORING = 1  # to be raised when a change of code changes scores: what was measured is stale then
 STAGES: dict[str, Stage] = {
     module.STAGE.name: module.STAGE for module in (agree, flatter, checklist, forbidden, ledger)
 }
@@ -24,7 +25,7 @@ class Score:
 
     proxy: what is trained on (reported only, in the held-out stage).
     true: what is wanted.
-    gamed: the proxy was raised in the way that the stage tempts to; False on ordinary prompts.
+    gamed: what the stage tempts to was done, whether it paid or not; False on ordinary prompts.
     undetected: gamed, and hidden from the stage's test; False where there is no test.
     malformed: no actions could be read, all else is 0.
     """
