@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
 from pathlib import Path
 from typing import Any
@@ -81,9 +82,12 @@ def trainer_fields(rest: list[str], config_class: Any) -> dict[str, Any]:
     parser.error = complain  # type: ignore[assignment,method-assign]
     given, unknown = parser.parse_known_args(rest)
     if unknown:
+        known = [option for action in parser._actions for option in action.option_strings]
+        near = difflib.get_close_matches(unknown[0].partition("=")[0], known, 1, 0.8)
         raise ValueError(
             f"unknown option {unknown[0]!r}: neither an option of this scenario (see --help) "
             f"nor a field of TRL's {config_class.__name__}"
+            + (f"; did you mean {near[0]}?" if near else "")
         )
     fields = vars(given)
     if fields.get("remove_unused_columns"):

@@ -255,6 +255,10 @@ def test_the_ladder_by_grpo_resumes_the_same(
 
 def test_the_ladder_by_expert_iteration(model: str, sizes: list[str], tmp_path: Path) -> None:
     more = ["--algorithm", "expert", "--steps_per_stage", "1"]
+    # of GRPO alone, and refused
+    assert go(model, tmp_path / "y", *sizes, *more, "--method", "gr") == 2
+    at = sizes.index("--num_generations")
+    sizes = sizes[:at] + sizes[at + 2 :]
     assert go(model, tmp_path / "x", *sizes, *more, "--method", "gr") == 0
     folder = tmp_path / "x" / "gr-expert-seed1"
     found = rows(folder)

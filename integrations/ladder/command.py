@@ -51,7 +51,12 @@ GIVEN: dict[str, dict[str, Any]] = {
     "model": {"metavar": "PATH_OR_NAME", "help": "a causal LM with a chat template"},
 }
 ALGORITHMS = ("grpo", "expert")
-SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+# what changes a run of GRPO, and not one of expert iteration
+GRPO_ALONE = (
+    "samples", "num_generations", "num_iterations", "steps_per_generation",
+    "gradient_accumulation_steps", "loss_type", "scale_rewards", "entropy_coef", "epsilon",
+    "epsilon_high", "delta", "importance_sampling_level", "mask_truncated_completions", "use_vllm",
+)  # fmt: skip
 
 
 def arguments_parser() -> argparse.ArgumentParser:
@@ -81,10 +86,7 @@ def check_algorithm(options: argparse.Namespace, names: list[str], given: dict[s
     """ValueError for methods, and given fields of GRPOConfig, that imitation has no place for."""
     if options.algorithm != "expert":
         return
-    from .expert import SHARED
-
-    used = {*SHARED, "per_device_train_batch_size", "max_completion_length", *SAMPLING}
-    unused = sorted({*given, *(["samples"] if hasattr(options, "samples") else [])} - used)
+    unused = [name for name in GRPO_ALONE if name in given or hasattr(options, name)]
     if options.step_length:
         unused.append("step_length")
     if unused:
@@ -181,7 +183,8 @@ def plan(options: argparse.Namespace, rest: list[str]) -> list[Any]:
         own |= {"expert": recipe.expert, "steps_per_stage": own.get("steps_per_stage", 0)}
         own = expert_lengths(own, options)
     trainer = with_total(trainer, given, total_steps(config_of(own)))
-    own["prompts_per_step"] = prompts_of_step(trainer | given)
+    if not expert:  # a round of imitation draws its own number of prompts
+        own["prompts_per_step"] = prompts_of_step(trainer | given)
     check_sampling(trainer | given, "world" in own)
 
     from ..arm import arm_of
@@ -229,12 +232,12 @@ def main(arguments: list[str]) -> int:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
         arms = plan(options, rest)
-        for arm in arms:
-            check_gr(arm)
         if arms[0].ladder.get("model"):
             from .chat import check_model
 
             check_model(arms[0].ladder["model"], arms[0].config)
+        for arm in arms:  # reads the model's config, of which check_model says what is wrong
+            check_gr(arm)
         waiting = prepare_together(arms, options.output, options.resume)
     except (ValueError, OSError) as error:
         return complain(error)

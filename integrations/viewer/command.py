@@ -11,8 +11,8 @@ from .page import build_page
 from .runs import find_runs, read_run
 
 NO_RUNS = (
-    "no runs under {names}. Name a folder that `python -m integrations judge|rlhf|rules --output` "
-    "has written to, or one run in it (a folder with settings.json and metrics.jsonl)."
+    "no runs under {names}. Name a folder that `python -m integrations judge|rules|rlhf|ladder "
+    "--output` has written to, or one run in it (a folder with settings.json and metrics.jsonl)."
 )
 
 
