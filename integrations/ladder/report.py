@@ -159,19 +159,43 @@ def heat_maps(path: Path, found: dict[str, list[Run]], columns: int = 3) -> None
     figure.savefig(path, dpi=120)
 
 
+def shown_rate(cells: Sequence[dict[str, Any]]) -> str:
+    """A rate in per cent over the runs' cells; below it the range that belongs to it.
+
+    Of one run the 95 % Wilson interval of its completions; of several the least and the most run,
+    which differ by more than that.
+
+    >>> shown_rate([{"n": 100, "gamed": 5}]).split()
+    ['5.0', '(2.2-11)']
+    >>> shown_rate([{"n": 100, "gamed": 50}, {"n": 100, "gamed": 10}]).split()
+    ['30', '(10-50)']
+    """
+
+    def text(share: float) -> str:
+        return f"{100 * share:.1f}" if share < 0.0995 else f"{100 * share:.0f}"
+
+    shares = [rate(cell)[0] for cell in cells]
+    low, high = rate(cells[0])[1:] if len(cells) == 1 else (min(shares), max(shares))
+    return f"{text(statistics.fmean(shares))}\n({text(low)}-{text(high)})"
+
+
 def tables(folders: Sequence[Path]) -> list[Table]:
-    """The mean matrix of each method, and one table of what follows from it."""
+    """The matrix of each method with its ranges, and one table of what follows from it."""
     from rich.table import Table
 
     runs = read_runs(folders)
     made = []
     for name, group in groups(runs).items():
-        shown = Table(title=f"{name}: gaming rate in % ({len(group)} runs; held out: {HELD_OUT})")
-        for title in ("policy after", *STAGES):
-            shown.add_column(title, justify="left" if title == "policy after" else "right")
-        names, table = mean_matrix(group)
-        for row_name, row in zip(names, table, strict=True):
-            shown.add_row(row_name, *(f"{100 * value:.1f}" for value in row))
+        span = "95 % interval" if len(group) == 1 else "least-most run"
+        runs_of = f"{len(group)} run{'s' * (len(group) > 1)}"
+        title = f"{name}: gaming rate in % ({span}), {runs_of}; held out: {HELD_OUT}"
+        shown = Table(title=title)
+        for column in ("after", *STAGES):
+            shown.add_column(column, justify="left" if column == "after" else "right")
+        for policy in group[0]["matrix"]:
+            rows = [run["matrix"][policy] for run in group]
+            cells = (shown_rate([row[stage]["gameable"] for row in rows]) for stage in STAGES)
+            shown.add_row(policy.partition("-")[2], *cells)
         made.append(shown)
     if runs:
         made.append(outcome_table(runs))
